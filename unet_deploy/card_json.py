@@ -1,0 +1,399 @@
+"""The model card as versioned JSON.
+
+1. `dump_card` and `parse_card` are exact inverses.
+2. `parse_card` refuses unknown versions and unknown keys, and reports every problem at once.
+3. In an ONNX file the text stands under ``metadata_props[METADATA_KEY]``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_deploy.card import (
+    ClassInfo,
+    Histogram,
+    InputContract,
+    InputDtype,
+    JsonObject,
+    ModelCard,
+    Network,
+    Normalisation,
+    Precision,
+    TestTensor,
+    Training,
+)
+from unet_deploy.errors import CardError
+from unet_deploy.geometry import MAX_DEPTH, Geometry
+
+METADATA_KEY = "unet_deploy"
+CARD_VERSION = 1
+MAX_CHANNELS = 64
+MAX_CLASSES = 255
+MAX_TENSOR_BYTES = 64 * 2**20
+"""A test tensor that declares more is refused before it is inflated."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+
+
+def dump_card(card: ModelCard) -> str:
+    """Return the card as JSON text: keys sorted, ASCII only, so equal cards give equal text."""
+    return json.dumps(card_to_object(card), sort_keys=True, allow_nan=False)
+
+
+def card_to_object(card: ModelCard) -> JsonObject:
+    """Return the card as plain JSON values."""
+    geometry = card.geometry
+    return {
+        "card_version": CARD_VERSION,
+        "name": card.name,
+        "description": card.description,
+        "network": {
+            "architecture": "unet-2015",
+            "depth": card.network.depth,
+            "base_width": card.network.base_width,
+            "in_channels": card.network.in_channels,
+            "classes": card.network.classes,
+        },
+        "geometry": {
+            "divisor": geometry.divisor,
+            "context": geometry.context,
+            "crop_margins": list(geometry.crop_margins),
+        },
+        "input": {
+            "axes": "cyx",
+            "dtype": card.input.dtype,
+            "value_range": list(card.input.value_range),
+            "channels": list(card.input.channels),
+            "pixel_size_nm": _list_or_none(card.input.pixel_size_nm),
+        },
+        "normalisation": {
+            "kind": "fixed",
+            "mean": list(card.normalisation.mean),
+            "std": list(card.normalisation.std),
+            "source": card.normalisation.source,
+        },
+        "classes": [{"name": c.name, "colour": c.colour} for c in card.classes],
+        "training": {
+            "data": card.training.data,
+            "licence": card.training.licence,
+            "citation": card.training.citation,
+            "images": card.training.images,
+            "validation": list(card.training.validation),
+            "steps": card.training.steps,
+            "seed": card.training.seed,
+            "seconds": card.training.seconds,
+            "versions": card.training.versions,
+            "scores": card.training.scores,
+            "recipe": card.training.recipe,
+        },
+        "histogram": None
+        if card.histogram is None
+        else {"value_range": list(card.histogram.value_range), "counts": list(card.histogram.counts)},
+        "precision": card.precision,
+        "parent_sha256": card.parent_sha256,
+        "graph_sha256": card.graph_sha256,
+        "test_tensor": None
+        if card.test_tensor is None
+        else {"image": _encode(card.test_tensor.image), "logits": _encode(card.test_tensor.logits)},
+    }
+
+
+def parse_card(text: str, *, source: str) -> ModelCard:
+    """Read a card, or say everything that is wrong with it.
+
+    Parameters
+    ----------
+    text
+        The JSON text of `dump_card`.
+    source
+        Where it came from, for the message.
+
+    Raises
+    ------
+    CardError
+        If it is no JSON, of an unknown version, has unknown or missing keys, or values that cannot be.
+    """
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CardError(
+            "the model card is not valid JSON", f"in {source}", str(error), fix="export the model again"
+        ) from error
+    version = data.get("card_version") if isinstance(data, dict) else None
+    if version != CARD_VERSION:
+        raise CardError(
+            f"model card version {version!r} came, this release reads version {CARD_VERSION}",
+            f"in {source}",
+            fix="use the unet-deploy release that exported the model, or export it again with this one",
+        )
+    reader = _Reader(data, "")
+    card = _read_card(reader)
+    if card is None:
+        raise CardError(
+            f"the model card has {len(reader.problems)} problem(s)",
+            f"in {source}",
+            *reader.problems,
+            fix="export the model again with this release",
+        )
+    return card
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number a card may hold")
+
+
+class _Reader:
+    """Takes values out of one JSON object, noting each problem instead of stopping at the first."""
+
+    def __init__(self, data: Any, path: str, problems: list[str] | None = None) -> None:
+        self.problems: list[str] = [] if problems is None else problems
+        self.path = path
+        self.data: JsonObject = data if isinstance(data, dict) else {}
+        self.left = set(self.data)
+        if not isinstance(data, dict):
+            self.note("", f"an object was expected, {_show(data)} came")
+
+    def note(self, key: str, what: str) -> None:
+        self.problems.append(f"{self.path}{key}: {what}")
+
+    def take(self, key: str, claim: str, is_good: Callable[[Any], bool]) -> Any:
+        if key not in self.left:
+            self.note(key, "missing")
+            return None
+        self.left.discard(key)
+        value = self.data[key]
+        if not is_good(value):
+            self.note(key, f"{claim} was expected, {_show(value)} came")
+            return None
+        return value
+
+    def take_object(self, key: str) -> _Reader:
+        return _Reader(
+            self.take(key, "an object", lambda v: isinstance(v, dict)) or {}, f"{self.path}{key}.", self.problems
+        )
+
+    def take_text(self, key: str) -> Any:
+        return self.take(key, "text", lambda v: isinstance(v, str))
+
+    def take_int(self, key: str, low: int, high: int) -> Any:
+        return self.take(key, f"an integer in {low}..{high}", lambda v: type(v) is int and low <= v <= high)
+
+    def take_choice(self, key: str, choices: tuple[str, ...]) -> Any:
+        return self.take(key, f"one of {', '.join(choices)}", lambda v: v in choices)
+
+    def take_numbers(
+        self, key: str, *, positive: bool = False, optional: bool = False, length: int | None = None
+    ) -> Any:
+        def is_good(value: Any) -> bool:
+            if value is None:
+                return optional
+            if not isinstance(value, list) or (length is not None and len(value) != length):
+                return False
+            return all(_is_number(v) and (v > 0 or not positive) for v in value)
+
+        claim = f"{'a list' if length is None else length} of {'positive ' if positive else ''}numbers"
+        value = self.take(key, claim, is_good)
+        return None if value is None else tuple(value)
+
+    def take_hash(self, key: str) -> Any:
+        return self.take(
+            key, "a sha256 or null", lambda v: v is None or (isinstance(v, str) and bool(_SHA256.fullmatch(v)))
+        )
+
+    def finish(self) -> None:
+        for key in sorted(self.left):
+            self.note(key, "unknown key")
+
+
+def _read_card(reader: _Reader) -> ModelCard | None:
+    reader.left.discard("card_version")
+    name, description = reader.take_text("name"), reader.take_text("description")
+
+    net = reader.take_object("network")
+    net.take_choice("architecture", ("unet-2015",))
+    depth = net.take_int("depth", 1, MAX_DEPTH)
+    width = net.take_int("base_width", 1, 1024)
+    channels = net.take_int("in_channels", 1, MAX_CHANNELS)
+    classes = net.take_int("classes", 2, MAX_CLASSES)
+    net.finish()
+
+    declared = reader.take_object("geometry")
+    if depth is not None:
+        geometry = Geometry(depth)
+        expected = {
+            "divisor": geometry.divisor,
+            "context": geometry.context,
+            "crop_margins": list(geometry.crop_margins),
+        }
+        for key, value in expected.items():
+            declared.take(key, f"{value} (depth {depth})", lambda v, value=value: bool(v == value))
+        declared.finish()
+
+    inp = reader.take_object("input")
+    inp.take_choice("axes", ("cyx",))
+    dtype = inp.take_choice("dtype", get_args(InputDtype))
+    value_range = inp.take_numbers("value_range", length=2)
+    channel_names = inp.take("channels", f"a list of {channels} names", lambda v: _is_names(v, channels))
+    pixel_size = inp.take_numbers("pixel_size_nm", positive=True, optional=True, length=2)
+    inp.finish()
+    if value_range is not None and value_range[0] >= value_range[1]:
+        inp.note("value_range", f"low must be below high, {list(value_range)} came")
+
+    norm = reader.take_object("normalisation")
+    norm.take_choice("kind", ("fixed",))
+    mean = norm.take_numbers("mean", length=channels)
+    std = norm.take_numbers("std", positive=True, length=channels)
+    norm_source = norm.take_text("source")
+    norm.finish()
+
+    class_list = reader.take(
+        "classes", f"a list of {classes} classes", lambda v: isinstance(v, list) and len(v) == classes
+    )
+    infos = []
+    for index, entry in enumerate(class_list or []):
+        item = _Reader(entry, f"classes[{index}].", reader.problems)
+        colour = item.take("colour", "#rrggbb", lambda v: isinstance(v, str) and bool(_COLOUR.fullmatch(v)))
+        infos.append(ClassInfo(name=item.take_text("name"), colour=colour))
+        item.finish()
+
+    training = _read_training(reader.take_object("training"))
+    histogram = _read_histogram(reader)
+    precision = reader.take_choice("precision", get_args(Precision))
+    parent, graph = reader.take_hash("parent_sha256"), reader.take_hash("graph_sha256")
+    tensor = _read_test_tensor(reader, dtype=dtype, channels=channels, classes=classes, depth=depth)
+    reader.finish()
+    if reader.problems:
+        return None
+    return ModelCard(
+        name=name,
+        description=description,
+        network=Network(depth=depth, base_width=width, in_channels=channels, classes=classes),
+        input=InputContract(
+            dtype=dtype, value_range=value_range, channels=tuple(channel_names), pixel_size_nm=pixel_size
+        ),
+        normalisation=Normalisation(mean=mean, std=std, source=norm_source),
+        classes=tuple(infos),
+        training=training,
+        histogram=histogram,
+        precision=precision,
+        parent_sha256=parent,
+        graph_sha256=graph,
+        test_tensor=tensor,
+    )
+
+
+def _read_training(item: _Reader) -> Training:
+    training = Training(
+        data=item.take_text("data"),
+        licence=item.take_text("licence"),
+        citation=item.take_text("citation"),
+        images=item.take_int("images", 0, 10**9),
+        validation=tuple(item.take("validation", "a list of names", lambda v: _is_names(v, None)) or ()),
+        steps=item.take_int("steps", 0, 10**12),
+        seed=item.take_int("seed", 0, 2**64 - 1),
+        seconds=item.take("seconds", "a number", _is_number),
+        versions=item.take("versions", "names to versions", lambda v: _is_mapping(v, lambda x: isinstance(x, str))),
+        scores=item.take("scores", "names to numbers", lambda v: _is_mapping(v, _is_number)),
+        recipe=item.take("recipe", "an object", lambda v: isinstance(v, dict)),
+    )
+    item.finish()
+    return training
+
+
+def _read_histogram(reader: _Reader) -> Histogram | None:
+    data = reader.take("histogram", "an object or null", lambda v: v is None or isinstance(v, dict))
+    if data is None:
+        return None
+    item = _Reader(data, "histogram.", reader.problems)
+    value_range = item.take_numbers("value_range", length=2)
+    counts = item.take(
+        "counts", "a list of counts", lambda v: isinstance(v, list) and all(type(c) is int and c >= 0 for c in v)
+    )
+    item.finish()
+    return None if item.problems else Histogram(value_range=value_range, counts=tuple(counts))
+
+
+def _read_test_tensor(
+    reader: _Reader, *, dtype: str | None, channels: int | None, classes: int | None, depth: int | None
+) -> TestTensor | None:
+    data = reader.take("test_tensor", "an object or null", lambda v: v is None or isinstance(v, dict))
+    if data is None:
+        return None
+    item = _Reader(data, "test_tensor.", reader.problems)
+    image, logits = (_decode(item, key) for key in ("image", "logits"))
+    item.finish()
+    if image is None or logits is None or None in (dtype, channels, classes, depth):
+        return None
+    assert depth is not None
+    shrink = 2 * Geometry(depth).context
+    if image.ndim != 4 or image.shape[1] != channels or image.dtype != dtype:
+        item.note("image", f"(n, {channels}, y, x) of {dtype} was expected, {image.shape} of {image.dtype} came")
+        return None
+    expected = (image.shape[0], classes, image.shape[2] - shrink, image.shape[3] - shrink)
+    if logits.shape != expected or logits.dtype != np.float32:
+        item.note("logits", f"{expected} of float32 was expected, {logits.shape} of {logits.dtype} came")
+    return TestTensor(image=image, logits=logits)
+
+
+def _encode(array: npt.NDArray[Any]) -> JsonObject:
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    data = base64.b64encode(zlib.compress(little.tobytes(), 9)).decode("ascii")
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "zlib_base64": data}
+
+
+def _decode(parent: _Reader, key: str) -> npt.NDArray[Any] | None:
+    item = parent.take_object(key)
+    dtype = item.take_choice("dtype", get_args(InputDtype))
+    shape = item.take(
+        "shape", "a list of positive sizes", lambda v: isinstance(v, list) and all(type(n) is int and n > 0 for n in v)
+    )
+    text = item.take_text("zlib_base64")
+    item.finish()
+    if dtype is None or shape is None or text is None:
+        return None
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if nbytes > MAX_TENSOR_BYTES:
+        item.note("shape", f"at most {MAX_TENSOR_BYTES} bytes were expected, {nbytes} came")
+        return None
+    try:
+        inflater = zlib.decompressobj()
+        raw = inflater.decompress(base64.b64decode(text, validate=True), nbytes + 1)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        item.note("zlib_base64", f"cannot be decoded: {error}")
+        return None
+    if len(raw) != nbytes:
+        item.note("zlib_base64", f"{nbytes} bytes were expected, {len(raw)} came")
+        return None
+    return np.frombuffer(raw, np.dtype(dtype).newbyteorder("<")).astype(dtype).reshape(shape)
+
+
+def _list_or_none(values: tuple[float, ...] | None) -> list[float] | None:
+    return None if values is None else list(values)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_names(value: Any, length: int | None) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value) and length in (None, len(value))
+
+
+def _is_mapping(value: Any, is_good: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(is_good(v) for v in value.values())
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
