@@ -1,1 +1,18 @@
-"""Placeholder docstring, replaced below."""
+"""From a checkpoint to one checked artifact. Needs the extras 'train' (torch) and 'cpu' (onnxruntime)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unet_deploy.exporters.export import ExportReport, export_checkpoint
+
+__all__ = ["ExportReport", "export_checkpoint"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that importing the package costs nothing."""
+    if name in __all__:
+        return getattr(importlib.import_module("unet_deploy.exporters.export"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

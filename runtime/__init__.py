@@ -1,1 +1,72 @@
-"""Placeholder docstring, replaced below."""
+"""Segment volumes of any size with an exported network; no torch.
+
+>>> from unet_deploy.runtime import segment, segment_array
+
+`segment` goes from a Zarr volume to a finished OME-Zarr; `segment_array` gives a lazy Dask array for pipelines.
+Importing this package costs nothing: each name is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unet_deploy.runtime.artifact import Artifact, load_artifact, load_bundled_artifact
+    from unet_deploy.runtime.dask_array import segment_array
+    from unet_deploy.runtime.engines import CheckedEngine, Engine, EngineDescription, open_engine
+    from unet_deploy.runtime.execute import Progress
+    from unet_deploy.runtime.pipeline import SegmentationResult, default_output, prepare, segment
+    from unet_deploy.runtime.plan import SegmentationPlan, plan_segmentation
+    from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
+
+_HOMES = {
+    "Artifact": "artifact",
+    "CheckedEngine": "engines",
+    "Engine": "engines",
+    "EngineDescription": "engines",
+    "Progress": "execute",
+    "SegmentationPlan": "plan",
+    "SegmentationResult": "pipeline",
+    "Volume": "volume",
+    "VolumeInfo": "volume",
+    "default_output": "pipeline",
+    "load_artifact": "artifact",
+    "load_bundled_artifact": "artifact",
+    "open_engine": "engines",
+    "open_volume": "volume",
+    "plan_segmentation": "plan",
+    "prepare": "pipeline",
+    "segment": "pipeline",
+    "segment_array": "dask_array",
+}
+
+__all__ = [
+    "Artifact",
+    "CheckedEngine",
+    "Engine",
+    "EngineDescription",
+    "Progress",
+    "SegmentationPlan",
+    "SegmentationResult",
+    "Volume",
+    "VolumeInfo",
+    "default_output",
+    "load_artifact",
+    "load_bundled_artifact",
+    "open_engine",
+    "open_volume",
+    "plan_segmentation",
+    "prepare",
+    "segment",
+    "segment_array",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"unet_deploy.runtime.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,190 @@
+"""Load an artifact: an ONNX file that we exported, with its card, checked before any engine sees it.
+
+1. The file is read once, as bytes; engines get these bytes, never a path (hard links and links would let a path
+   reach outside itself: DESIGN section 9).
+2. The graph must be self-contained and plain: no external data, no functions, no sub-graphs, known operators only.
+3. The card must parse, fit the graph, and carry the graph's hash, which is recomputed: a flipped bit is found here.
+4. The test tensor is replayed later, by the engine, on the device it will run on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from unet_deploy.card import ModelCard
+from unet_deploy.card_json import METADATA_KEY, parse_card
+from unet_deploy.errors import CardError, ModelNotFoundError, NotAnArtifactError, UnsafeModelError
+
+MAX_FILE_BYTES = 2**31 - 1
+"""Protobuf's own limit; the paper's network needs 124 MB."""
+OPSET = 18
+MAX_IR_VERSION = 10
+INPUT_NAME, OUTPUT_NAME = "image", "logits"
+KNOWN_OPERATORS = frozenset({"Conv", "ConvTranspose", "Relu", "MaxPool", "Slice", "Concat"})
+BUNDLED_MODEL = "membrane.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A checked artifact in memory.
+
+    `source` is where it came from (for messages and provenance), `sha256` the hash of `data`.
+    """
+
+    data: bytes = field(repr=False)
+    card: ModelCard
+    source: str
+    sha256: str
+    n_nodes: int
+
+
+def load_artifact(path: str | Path) -> Artifact:
+    """Read and check the artifact at `path`.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no file.
+    NotAnArtifactError
+        If it is no ONNX, is damaged, or was not written by ``unet-deploy export``.
+    UnsafeModelError
+        If it holds more than a segmentation network needs.
+    CardError
+        If the card is damaged or does not fit the graph.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelNotFoundError(
+            f"no model file at {path}",
+            "an ONNX file written by `unet-deploy export` was expected",
+            fix="check the path, or export one: unet-deploy export model.pt",
+        )
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise UnsafeModelError(
+            f"{path} is {size} bytes, at most {MAX_FILE_BYTES} were expected",
+            "ONNX files beyond that keep their weights outside themselves",
+            fix="export the model again with `unet-deploy export`",
+        )
+    return read_artifact(path.read_bytes(), source=str(path))
+
+
+def load_bundled_artifact() -> Artifact:
+    """Return the network that comes with the package: membranes in EM, trained on ISBI 2012."""
+    data = importlib.resources.files("unet_deploy.models").joinpath(BUNDLED_MODEL).read_bytes()
+    return read_artifact(data, source=f"bundled {BUNDLED_MODEL}")
+
+
+def read_artifact(data: bytes, *, source: str) -> Artifact:
+    """Check an artifact's bytes; see `load_artifact`."""
+    model = _parse(data, source)
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    if METADATA_KEY not in texts:
+        found = ", ".join(sorted(texts)[:5]) or "none"
+        raise NotAnArtifactError(
+            f"{source} is an ONNX file, but none of ours: it has no model card",
+            f"metadata {METADATA_KEY!r} was expected, found: {found}; produced by {model.producer_name or 'unknown'!r}",
+            "without a card its normalisation, classes and context would be guesses",
+            fix="export from a checkpoint trained here: unet-deploy export model.pt",
+        )
+    _require_plain(model, source)
+    card = parse_card(texts[METADATA_KEY], source=source)
+    _require_fit(model, card, source)
+    return Artifact(
+        data=data,
+        card=card,
+        source=source,
+        sha256=hashlib.sha256(data).hexdigest(),
+        n_nodes=len(model.graph.node),
+    )
+
+
+def hash_graph(model: Any) -> str:
+    """Return the sha256 of everything in an ``onnx.ModelProto`` but its metadata: operators and weights."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.metadata_props[:]
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _parse(data: bytes, source: str) -> Any:
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise NotAnArtifactError(
+            f"{source} is not an ONNX file, or is damaged",
+            f"{len(data)} bytes came, which do not parse: {error}",
+            fix="copy or export the file again; a truncated copy looks like this",
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        raise NotAnArtifactError(
+            f"{source} is not an ONNX file, or is damaged",
+            f"{len(data)} bytes came, which hold no graph",
+            fix="copy or export the file again; a truncated copy looks like this",
+        )
+    return model
+
+
+def _require_plain(model: Any, source: str) -> None:
+    problems: list[str] = []
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    if opsets != {"ai.onnx": OPSET}:
+        problems.append(f"operator sets: ai.onnx {OPSET} was expected, {opsets} came")
+    if model.ir_version > MAX_IR_VERSION:
+        problems.append(f"IR version: at most {MAX_IR_VERSION} was expected, {model.ir_version} came")
+    if model.functions or model.training_info or model.graph.sparse_initializer or model.graph.quantization_annotation:
+        problems.append("functions, training information, sparse or annotated tensors")
+    unknown = sorted({n.op_type for n in model.graph.node if n.op_type not in KNOWN_OPERATORS or n.domain})
+    if unknown:
+        problems.append(f"operators: {', '.join(sorted(KNOWN_OPERATORS))} were expected, {', '.join(unknown)} came")
+    if any(a.HasField("g") or a.graphs for n in model.graph.node for a in n.attribute):
+        problems.append("sub-graphs")
+    problems += [p for t in model.graph.initializer if (p := _tensor_problem(t))]
+    if problems:
+        raise UnsafeModelError(
+            f"{source} holds what a segmentation network has no need of",
+            *problems,
+            fix="export the model again with `unet-deploy export`, and do not trust this file",
+        )
+
+
+def _tensor_problem(tensor: Any) -> str | None:
+    if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
+        return f"tensor {tensor.name!r} lies in another file"
+    if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64):
+        return f"tensor {tensor.name!r} has the data type {onnx.TensorProto.DataType.Name(tensor.data_type)}"
+    itemsize = 4 if tensor.data_type == onnx.TensorProto.FLOAT else 8
+    declared = math.prod(tensor.dims) * itemsize
+    if min(tensor.dims, default=1) < 0 or len(tensor.raw_data) != declared:
+        return f"tensor {tensor.name!r} declares {declared} bytes and has {len(tensor.raw_data)}"
+    return None
+
+
+def _require_fit(model: Any, card: ModelCard, source: str) -> None:
+    problems: list[str] = []
+    if card.test_tensor is None or card.graph_sha256 is None:
+        problems.append("graph_sha256 and test_tensor were expected, but the card is one of a checkpoint")
+    elif card.graph_sha256 != hash_graph(model):
+        problems.append(f"graph_sha256 {card.graph_sha256[:12]}… was expected, {hash_graph(model)[:12]}… came")
+    expected = (
+        ("input", model.graph.input, INPUT_NAME, card.network.in_channels),
+        ("output", model.graph.output, OUTPUT_NAME, card.network.classes),
+    )
+    for kind, values, name, channels in expected:
+        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        if shapes != {name: [0, channels, 0, 0]}:
+            problems.append(f"{kind}: {name} (n, {channels}, y, x) was expected, {shapes} came (0: any size)")
+    if problems:
+        raise CardError(
+            f"the model card and the graph of {source} do not belong together",
+            *problems,
+            fix="the file was changed after its export, or damaged: export or copy it again",
+        )

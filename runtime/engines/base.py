@@ -1,0 +1,152 @@
+"""What an engine is, and everything that is checked alike for all of them.
+
+1. An `Engine` maps a batch of normalised tiles to logits; it knows nothing of volumes, tiles or cards.
+2. `CheckedEngine` wraps one: it checks what goes in and comes out, lets one batch run at a time (so that memory is
+   that of one batch, however many threads prepare and write), and replays the card's test tensor when opened.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_deploy.card import ModelCard
+from unet_deploy.errors import TestTensorError
+from unet_deploy.runtime.normalise import Normaliser
+from unet_deploy.runtime.tolerances import TOLERANCES
+
+Batch = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDescription:
+    """What runs the network, where, and in which versions."""
+
+    engine: str
+    device: str
+    precision: str
+    provider: str
+    versions: dict[str, str]
+
+    def to_object(self) -> dict[str, Any]:
+        """Return JSON values for provenance."""
+        return {
+            "engine": self.engine,
+            "device": self.device,
+            "precision": self.precision,
+            "provider": self.provider,
+            "versions": self.versions,
+        }
+
+
+class Engine(Protocol):
+    """A network that can run on some device."""
+
+    def open(self) -> None:
+        """Load the network onto the device."""
+
+    def infer(self, batch: Batch) -> Batch:
+        """Return logits (n, classes, y - 2·context, x - 2·context) for float32 (n, c, y, x)."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+    def describe(self) -> EngineDescription:
+        """Say what this is; valid after `open`."""
+
+
+class CheckedEngine:
+    """An engine with the checks that are the same for all.
+
+    Parameters
+    ----------
+    engine
+        The engine, not yet open.
+    card
+        The card of the network it will run.
+    """
+
+    def __init__(self, engine: Engine, card: ModelCard) -> None:
+        self._engine = engine
+        self._card = card
+        self._lock = threading.Lock()
+        self._is_open = False
+        self.classes = card.network.classes
+        self.test_difference = 0.0
+        """Largest difference to the card's expected logits on this device, set by `open`."""
+
+    def open(self) -> CheckedEngine:
+        """Load the network and replay the test tensor.
+
+        Raises
+        ------
+        TestTensorError
+            If this device computes something else than the network's parent did.
+        """
+        self._engine.open()
+        self._is_open = True
+        try:
+            self._replay_test_tensor()
+        except TestTensorError:
+            self.close()
+            raise
+        return self
+
+    def infer(self, batch: Batch) -> Batch:
+        """Run one batch; safe to call from several threads.
+
+        Parameters
+        ----------
+        batch
+            float32 (n, c, y, x), normalised; y and x legal sides.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 logits (n, classes, y - 2·context, x - 2·context).
+        """
+        assert self._is_open, "the engine is not open"
+        network, geometry = self._card.network, self._card.geometry
+        n, channels, y, x = batch.shape
+        assert batch.dtype == np.float32, batch.dtype
+        assert channels == network.in_channels, batch.shape
+        assert geometry.is_legal(y), batch.shape
+        assert geometry.is_legal(x), batch.shape
+        with self._lock:
+            logits = self._engine.infer(batch)
+        assert logits.shape == (n, network.classes, geometry.output_side(y), geometry.output_side(x)), logits.shape
+        assert logits.dtype == np.float32, logits.dtype
+        return logits
+
+    def close(self) -> None:
+        """Free everything; may be called twice."""
+        if self._is_open:
+            self._is_open = False
+            self._engine.close()
+
+    def describe(self) -> EngineDescription:
+        """Say what runs the network."""
+        return self._engine.describe()
+
+    def _replay_test_tensor(self) -> None:
+        tensor = self._card.test_tensor
+        if tensor is None:  # a card without a file: only engines made by tests have one
+            return
+        constants = self._card.normalisation
+        normalise = Normaliser(mean=constants.mean, std=constants.std)
+        logits = self.infer(np.stack([normalise(image) for image in tensor.image]))
+        self.test_difference = float(np.abs(logits - tensor.logits).max())
+        description = self.describe()
+        tolerance = TOLERANCES[description.engine, description.precision]
+        limit = tolerance.limit(float(np.abs(tensor.logits).max()))
+        if not self.test_difference <= limit:  # also true for NaN
+            raise TestTensorError(
+                f"{description.engine} on {description.device} does not compute what the model's parent computed",
+                f"test tensor: largest difference {self.test_difference:.3g}, at most {limit:.3g} was expected",
+                f"model: {self._card.name}, precision {description.precision}; {tolerance.why}",
+                fix="use another device (--device cpu), or update its driver and runtime, and report this",
+            )

@@ -1,0 +1,388 @@
+"""Run a plan: one Dask task is one block, read, inferred and written where it runs.
+
+1. A `Job` says everything a worker needs; it is sent once, then each task is a number.
+2. A task reads its window once, mirrors it, cuts tiles as views, infers them in batches, and writes whole chunks.
+   No array travels through the scheduler.
+3. Tasks are submitted with a bounded window, so a million blocks cost the scheduler constant memory.
+4. A process opens one engine a model and device. It runs one batch at a time; a second thread reads and writes
+   meanwhile.
+5. A block that fails is reported with its reason and the run goes on; a full disk ends it, since nothing could
+   follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_deploy.errors import ConfigurationError, NoSpaceError, SchedulerError, ValueRangeError
+from unet_deploy.geometry import Interval
+from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.engines import CheckedEngine, Engine, open_engine
+from unet_deploy.runtime.engines.base import Batch
+from unet_deploy.runtime.normalise import Normaliser, to_labels, to_probabilities
+from unet_deploy.runtime.output import Kind, OutputSpec, count_regions, create_level, downsample_region, write_block
+from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT, Block, SegmentationPlan
+from unet_deploy.runtime.volume import Volume
+from unet_deploy.runtime.windows import plan_window, spread
+
+logger = logging.getLogger(__name__)
+
+EngineFactory = Callable[[Artifact], Engine]
+MAX_ENGINES = 2
+Pixels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """Which engine a worker is to open. A `factory` of the caller's own takes the place of `device`."""
+
+    artifact: Artifact
+    device: str = "auto"
+    threads: int = 0
+    factory: EngineFactory | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything a worker needs to know."""
+
+    plan: SegmentationPlan
+    volume: Volume
+    channels: tuple[int, ...]
+    normaliser: Normaliser
+    engine: EngineRequest
+    output: OutputSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockReport:
+    """What a task says of its block. `failure` is None where all went well."""
+
+    index: int
+    pixels: int
+    read_s: float = 0.0
+    infer_s: float = 0.0
+    write_s: float = 0.0
+    class_counts: tuple[int, ...] = ()
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is; given to the progress callback after every block and pyramid piece."""
+
+    stage: str
+    done: int
+    total: int
+    failed: int
+    pixels: int
+    seconds: float
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class _EngineCache:
+    """The engines of this process, the most recently used last."""
+
+    engines: dict[tuple[Any, ...], CheckedEngine] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, request: EngineRequest) -> CheckedEngine:
+        key = (request.artifact.sha256, request.device, request.threads, request.factory)
+        with self.lock:
+            engine = self.engines.pop(key, None)
+            if engine is None:
+                while len(self.engines) >= MAX_ENGINES:  # a dropped engine closes when its last user lets go
+                    self.engines.pop(next(iter(self.engines)))
+                engine = _open(request)
+            self.engines[key] = engine
+            return engine
+
+    def drop(self, request: EngineRequest) -> None:
+        with self.lock:
+            self.engines.pop((request.artifact.sha256, request.device, request.threads, request.factory), None)
+
+
+_CACHE = _EngineCache()
+
+
+def get_engine(request: EngineRequest) -> CheckedEngine:
+    """Return this process's engine for the request, opening it and replaying the test tensor the first time."""
+    return _CACHE.get(request)
+
+
+def drop_engine(request: EngineRequest) -> None:
+    """Let go of this process's engine for the request."""
+    _CACHE.drop(request)
+
+
+def _open(request: EngineRequest) -> CheckedEngine:
+    if request.factory is not None:
+        return CheckedEngine(request.factory(request.artifact), request.artifact.card).open()
+    return open_engine(request.artifact, device=request.device, threads=request.threads)
+
+
+def run_block(job: Job, index: int) -> BlockReport:
+    """Segment one block and write it; the Dask task."""
+    block = job.plan.block(index)
+    try:
+        return _run_block(job, block)
+    except (AssertionError, TypeError, NameError, AttributeError):
+        raise  # our bug: stop, with its traceback
+    except NoSpaceError:
+        raise
+    except Exception as error:  # a codec, the file system or the engine may raise anything; the others can go on
+        logger.exception("block %d failed", index)
+        return BlockReport(index=index, pixels=block.pixels, failure=f"{type(error).__name__}: {error}")
+
+
+def _run_block(job: Job, block: Block) -> BlockReport:
+    engine = get_engine(job.engine)
+    start = time.perf_counter()
+    geometry, extents = job.plan.geometry, job.plan.extents
+    y = plan_window(geometry, block.tiles_y, extents.y)
+    x = plan_window(geometry, block.tiles_x, extents.x)
+    time_point = Interval(block.t, block.t + 1)
+    pixels = job.volume.read(t=time_point, c=job.channels, z=block.z, y=y.source, x=x.source)[0]  # (c, z, y, x)
+    window = spread(pixels, y, x)
+    read = time.perf_counter()
+    wanted = job.output.kinds
+    labels, probabilities = segment_window(
+        window, block, engine=engine, normaliser=job.normaliser, kinds=wanted, batch=job.plan.batch
+    )
+    inferred = time.perf_counter()
+    write_block(job.output, t=block.t, z=block.z, y=block.y, x=block.x, labels=labels, probabilities=probabilities)
+    counts = () if labels is None else tuple(int((labels == k).sum()) for k in range(job.plan.network.classes))
+    return BlockReport(
+        index=block.index,
+        pixels=block.pixels,
+        read_s=read - start,
+        infer_s=inferred - read,
+        write_s=time.perf_counter() - inferred,
+        class_counts=counts,
+    )
+
+
+def segment_window(
+    window: Pixels,
+    block: Block,
+    *,
+    engine: CheckedEngine,
+    normaliser: Normaliser,
+    kinds: Sequence[Kind],
+    batch: int,
+) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]:
+    """Segment a block from its window's pixels.
+
+    Parameters
+    ----------
+    window
+        Raw pixels (c, z, y, x), mirrored, exactly the block's windows.
+    block
+        The block.
+    engine, normaliser
+        What turns raw tiles into logits.
+    kinds
+        What to return.
+    batch
+        Tiles per forward pass.
+
+    Returns
+    -------
+    labels, probabilities
+        uint8 (z, y, x) and uint8 (classes, z, y, x), exactly the block; None for what is not in `kinds`.
+
+    Raises
+    ------
+    ValueRangeError
+        If the network's output is not finite.
+    """
+    shape = (block.z.size, block.y.size, block.x.size)
+    labels = np.empty(shape, np.uint8) if "labels" in kinds else None
+    probabilities = np.empty((engine.classes, *shape), np.uint8) if "probabilities" in kinds else None
+    tiles = ((z, ty, tx) for z in range(block.z.size) for ty in block.tiles_y for tx in block.tiles_x)
+    oy, ox = block.window_y.start, block.window_x.start
+    while group := list(islice(tiles, batch)):
+        inputs: Batch = np.stack(
+            [normaliser(window[:, z, ty.read.shifted(-oy).slice, tx.read.shifted(-ox).slice]) for z, ty, tx in group]
+        )
+        for (z, ty, tx), output in zip(group, engine.infer(inputs), strict=True):
+            logits = output[:, ty.crop.slice, tx.crop.slice]
+            if not np.isfinite(logits).all():
+                raise _not_finite(window, block, z)
+            place = z, ty.keep.shifted(-block.y.start).slice, tx.keep.shifted(-block.x.start).slice
+            if labels is not None:
+                labels[place] = to_labels(logits)
+            if probabilities is not None:
+                probabilities[:, *place] = to_probabilities(logits)
+    return labels, probabilities
+
+
+def _not_finite(window: Pixels, block: Block, z: int) -> ValueRangeError:
+    is_input = window.dtype.kind == "f" and not np.isfinite(window[:, z]).all()
+    where = f"plane z {block.z.start + z}, y {block.y.start}:{block.y.stop}, x {block.x.start}:{block.x.stop}"
+    return ValueRangeError(
+        "the network's output is not a number there",
+        where,
+        "the volume holds NaN or infinity there" if is_input else "its grey values are too large for the network",
+        fix="replace them in the volume by a grey value" if is_input else "check --input-range against the volume",
+    )
+
+
+def run_blocks(job: Job, client: Any, *, progress: ProgressCallback | None) -> list[BlockReport]:
+    """Run all blocks of a job through a ``distributed.Client``; failed blocks are in the reports."""
+    start = time.perf_counter()
+    reports: list[BlockReport] = []
+    pixels = failed = 0
+    total = job.plan.n_blocks
+    for report in _run_tasks(client, run_block, (job,), total):
+        reports.append(report)
+        pixels += report.pixels
+        failed += report.failure is not None
+        if progress is not None:
+            progress(
+                Progress(
+                    stage="segment",
+                    done=len(reports),
+                    total=total,
+                    failed=failed,
+                    pixels=pixels,
+                    seconds=time.perf_counter() - start,
+                )
+            )
+    return sorted(reports, key=lambda r: r.index)
+
+
+def run_pyramid(spec: OutputSpec, client: Any, *, progress: ProgressCallback | None) -> None:
+    """Make the pyramid's levels, each from the one above."""
+    start = time.perf_counter()
+    total = sum(count_regions(spec, level) for level in range(1, spec.n_levels))
+    done = 0
+    for level in range(1, spec.n_levels):
+        create_level(spec, level)
+        for _ in _run_tasks(client, downsample_region, (spec, level), count_regions(spec, level)):
+            done += 1
+            if progress is not None:
+                seconds = time.perf_counter() - start
+                progress(Progress(stage="pyramid", done=done, total=total, failed=0, pixels=0, seconds=seconds))
+
+
+def _run_tasks(client: Any, function: Callable[..., Any], shared: tuple[Any, ...], count: int) -> Iterator[Any]:
+    """Yield ``function(*shared, i)`` for i in 0..count-1 as they finish, a bounded number submitted at a time."""
+    from distributed import as_completed
+
+    big, *small = shared
+    sent = client.scatter(big, hash=False, broadcast=True)
+    in_flight = 2 * sum(client.nthreads().values()) + 1
+    numbers = iter(range(count))
+
+    def submit(i: int) -> Any:
+        return client.submit(function, sent, *small, i, pure=False)
+
+    completed = as_completed([submit(i) for i in islice(numbers, in_flight)])
+    try:
+        for future in completed:
+            yield future.result()
+            future.release()
+            for i in islice(numbers, 1):
+                completed.add(submit(i))
+    except BaseException:
+        client.cancel(list(completed.futures))
+        raise
+
+
+@contextmanager
+def connect(scheduler: Any | None) -> Iterator[Any]:
+    """Give a Dask client: the one given, one for an address, or one in this process.
+
+    Parameters
+    ----------
+    scheduler
+        None, an address such as ``tcp://host:8786``, or a ``distributed.Client`` (which stays open).
+
+    Raises
+    ------
+    SchedulerError
+        If nothing answers at the address, or no worker is there.
+    """
+    from distributed import Client
+
+    if scheduler is not None and not isinstance(scheduler, str):
+        yield scheduler
+        return
+    if scheduler is None:
+        with _in_process_client() as client:
+            yield client
+        return
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:  # TimeoutError is an OSError
+        raise SchedulerError(
+            f"no Dask scheduler answers at {scheduler}",
+            f"{type(error).__name__}: {error}",
+            fix="start one (dask scheduler), or leave --scheduler out to run in this process",
+        ) from error
+    with client:
+        if not client.nthreads():
+            raise SchedulerError(
+                f"the Dask scheduler at {scheduler} has no workers",
+                fix=f"start one where the volume can be read: dask worker {scheduler} --nthreads 2",
+            )
+        yield client
+
+
+@contextmanager
+def _in_process_client() -> Iterator[Any]:
+    import dask
+    from distributed import Client
+
+    quiet = {
+        "distributed.worker.memory.target": False,  # the plan bounds memory; nothing is spilled
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": False,
+        "distributed.admin.tick.limit": "1h",  # a busy event loop is no news: numpy and zarr share the process
+    }
+    with (
+        dask.config.set(quiet),
+        Client(
+            processes=False,
+            n_workers=1,
+            threads_per_worker=BLOCKS_IN_FLIGHT,
+            memory_limit=0,
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        ) as client,
+    ):
+        yield client
+
+
+def require_kinds(kinds: Sequence[str]) -> tuple[Kind, ...]:
+    """Return the kinds of result in our order.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is unknown, or there is none.
+    """
+    known: tuple[Kind, ...] = ("labels", "probabilities")
+    unknown = sorted(set(kinds) - set(known))
+    if unknown or not kinds:
+        raise ConfigurationError(
+            f"results to write: {', '.join(unknown) or 'none'} came, {' or '.join(known)} was expected",
+            "labels are the class of each pixel, probabilities its soft-max in 8 bit",
+            fix="--write labels --write probabilities",
+        )
+    return tuple(kind for kind in known if kind in kinds)

@@ -1,0 +1,101 @@
+"""From raw pixels to what the network was trained on, and from logits to what is stored.
+
+Constants come from the card or from the caller, never from a tile: the same pixel gets the same value everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_deploy.card import ModelCard
+from unet_deploy.errors import ConfigurationError, ValueRangeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normaliser:
+    """value → (value · gain + offset - mean) / std by channel, in float32.
+
+    Gain and offset are 1 and 0 unless the volume's grey values are mapped to the range trained on.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    gain: float = 1.0
+    offset: float = 0.0
+
+    def __call__(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return raw (c, y, x) of any dtype as normalised float32 (c, y, x), C-contiguous."""
+        values = np.array(raw, dtype=np.float32, order="C")
+        if (self.gain, self.offset) != (1.0, 0.0):
+            values *= np.float32(self.gain)
+            values += np.float32(self.offset)
+        values -= np.array(self.mean, np.float32)[:, None, None]
+        values /= np.array(self.std, np.float32)[:, None, None]
+        return values
+
+
+def choose_normaliser(
+    card: ModelCard, dtype: str, *, input_range: tuple[float, float] | None, source: str
+) -> Normaliser:
+    """Return the normaliser for a volume of `dtype`, or refuse grey values the network was not trained on.
+
+    Parameters
+    ----------
+    card
+        The model's card: dtype, value range and constants of its training images.
+    dtype
+        The volume's dtype, by name.
+    input_range
+        Grey values of the volume that correspond to the ends of the card's value range; None if they are the same.
+    source
+        The volume, for the message.
+
+    Raises
+    ------
+    ValueRangeError
+        If the dtypes differ and no range is given.
+    ConfigurationError
+        If the range is empty.
+    """
+    constants = card.normalisation
+    low, high = card.input.value_range
+    if input_range is not None:
+        first, last = input_range
+        if not first < last:
+            raise ConfigurationError(
+                f"input range {first:g}:{last:g} is empty",
+                "the volume's grey values that stand for black and white in training were expected, low first",
+                fix=f"--input-range {min(first, last):g}:{max(first, last) + (first == last):g}",
+            )
+        gain = (high - low) / (last - first)
+        return Normaliser(mean=constants.mean, std=constants.std, gain=gain, offset=low - first * gain)
+    trained, came = np.dtype(card.input.dtype), np.dtype(dtype)
+    if came == trained or (came.kind == "f" and trained.kind == "f"):
+        return Normaliser(mean=constants.mean, std=constants.std)
+    full = np.iinfo(came) if came.kind in "iu" else None
+    example = f"{full.min}:{full.max}" if full else "0:1"
+    raise ValueRangeError(
+        f"the volume is {came.name}, the model was trained on {trained.name} in {low:g}..{high:g}",
+        f"volume: {source}",
+        f"model: {card.name}",
+        "the same number means another grey value, so the result would be wrong without a word",
+        fix=f"say which grey values of the volume are black and white: --input-range {example} (12 bit in 16: 0:4095)",
+    )
+
+
+def to_labels(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Return the class of each pixel: logits (k, y, x) to uint8 (y, x); on a tie the lower class."""
+    if logits.shape[0] == 2:  # skips argmax's general path; the same by definition
+        return (logits[1] > logits[0]).view(np.uint8)
+    return logits.argmax(axis=0).astype(np.uint8)
+
+
+def to_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Return the soft-max (paper, section 3) in 8 bit: logits (k, y, x) to uint8 (k, y, x), 255 for certain."""
+    powers = np.exp(logits - logits.max(axis=0))
+    powers *= np.float32(255) / powers.sum(axis=0)
+    return np.rint(powers, out=powers).astype(np.uint8)

@@ -1,0 +1,397 @@
+"""Write the result: an OME-Zarr image of probabilities with its labels inside, in the input's version.
+
+1. The store is an image (probabilities, one channel a class) with ``labels/segmentation``. When only labels are
+   wanted, the root's multiscales point at the labels' own arrays, so the store opens in a viewer either way.
+2. Arrays are made first, with ``unet_deploy.status = "running"`` and no multiscales: a killed run does not look
+   like a result. Each task writes whole chunks or shards, so no two tasks touch one.
+3. The pyramid halves y and x: mode for labels, mean for probabilities; then come the metadata and the status.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from unet_deploy.card import ClassInfo
+from unet_deploy.errors import NoSpaceError, OutputExistsError, OutputPathError
+from unet_deploy.geometry import Interval
+from unet_deploy.runtime.ome import LevelTransform, image_label_attributes, multiscales_attributes
+from unet_deploy.runtime.plan import Extents, WriteGrid
+
+Kind = Literal["labels", "probabilities"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LABELS_NAME = "segmentation"
+PROVENANCE_KEY = "unet_deploy"
+SMALLEST_LEVEL = 512
+REGION_SIDE = 2048
+"""Side of the pieces in which pyramid levels are made; rounded to whole write units."""
+ZSTD_LEVEL = 1
+
+Box = tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec:
+    """Everything that decides the output store, except its values."""
+
+    path: str
+    zarr_format: Literal[2, 3]
+    ome_version: Literal["0.4", "0.5"]
+    kinds: tuple[Kind, ...]
+    name: str
+    axes: str
+    """The volume's axes without c."""
+    extents: Extents
+    grid: WriteGrid
+    classes: tuple[ClassInfo, ...]
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    units: tuple[str | None, ...]
+    """By axis of `axes`."""
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of the pyramid; the smallest is at most SMALLEST_LEVEL pixels a side."""
+        longest = max(self.extents.y, self.extents.x)
+        return 1 + max(math.ceil(math.log2(longest / SMALLEST_LEVEL)), 0)
+
+    def level_extents(self, level: int) -> Extents:
+        """Return the extents of a pyramid level; odd sides are rounded up."""
+        e = self.extents
+        return Extents(t=e.t, z=e.z, y=-(-e.y // 2**level), x=-(-e.x // 2**level))
+
+    def array_path(self, kind: Kind, level: int) -> str:
+        """Return where a level's array stands in the store."""
+        return f"labels/{LABELS_NAME}/{level}" if kind == "labels" else str(level)
+
+    def axes_of(self, kind: Kind) -> str:
+        """Return the axes of a kind's arrays: probabilities have c."""
+        return self.axes if kind == "labels" else "".join(a for a in "tczyx" if a in self.axes + "c")
+
+    @property
+    def raw_bytes(self) -> int:
+        """Uncompressed size of everything, pyramid included."""
+        per_pixel = sum(1 if kind == "labels" else len(self.classes) for kind in self.kinds)
+        return sum(self.level_extents(level).pixels for level in range(self.n_levels)) * per_pixel
+
+    def to_layout(self, kind: Kind, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Order values given by axis name as a kind's array has its axes."""
+        return tuple(values[axis] for axis in self.axes_of(kind))
+
+
+def check_output_path(output: Path, *, volume: Path, overwrite: bool) -> None:
+    """Refuse a place where writing would fail or harm something.
+
+    Raises
+    ------
+    OutputPathError
+        If output and volume lie inside each other, the folder is missing, or `overwrite` would delete something
+        that is not a segmentation of ours.
+    OutputExistsError
+        If something is there and `overwrite` was not given.
+    """
+    here, there = output.resolve(), volume.resolve()
+    if here == there or there in here.parents or here in there.parents:
+        raise OutputPathError(
+            f"the output {output} and the volume {volume} lie inside each other",
+            "writing there would change or delete the input",
+            fix=f"--output {there.parent / (there.name.split('.')[0] + '_segmentation.ome.zarr')}",
+        )
+    if not output.parent.is_dir():
+        raise OutputPathError(
+            f"the folder of the output {output} does not exist",
+            f"{output.parent} was expected to be a folder",
+            fix="create it, or choose another --output",
+        )
+    if not output.exists():
+        return
+    if not overwrite:
+        raise OutputExistsError(
+            f"the output {output} exists",
+            "nothing was written",
+            fix="choose another --output, or replace it with --overwrite",
+        )
+    if not _is_ours(output):
+        raise OutputPathError(
+            f"{output} is no segmentation written by unet-deploy, so --overwrite does not delete it",
+            f"a Zarr group with the attribute {PROVENANCE_KEY!r} was expected",
+            fix="choose another --output, or remove it yourself",
+        )
+
+
+def check_space(spec: OutputSpec) -> None:
+    """Refuse a run whose result may not fit on the disk.
+
+    Raises
+    ------
+    NoSpaceError
+        If less is free than the result takes uncompressed.
+    """
+    free = shutil.disk_usage(Path(spec.path).resolve().parent).free
+    if free < spec.raw_bytes:
+        raise NoSpaceError(
+            f"the result may take {spec.raw_bytes / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
+            f"at {spec.path}; uncompressed size of {' and '.join(spec.kinds)} with pyramid",
+            fix="free space, choose --output on another disk, or write less (--write labels); "
+            "--no-space-check if you know that it compresses",
+        )
+
+
+def create_output(spec: OutputSpec, *, overwrite: bool, provenance: Mapping[str, Any]) -> None:
+    """Create the store with its full-resolution arrays, marked as running.
+
+    `check_output_path` was called before; an existing store of ours is deleted here.
+
+    Raises
+    ------
+    OutputPathError
+        If the store cannot be written.
+    """
+    path = Path(spec.path)
+    try:
+        if overwrite and path.exists():
+            shutil.rmtree(path)
+        root = zarr.create_group(
+            spec.path,
+            zarr_format=spec.zarr_format,
+            attributes={PROVENANCE_KEY: {**provenance, "status": "running"}},
+        )
+        if "labels" in spec.kinds:
+            root.create_group(f"labels/{LABELS_NAME}")
+        for kind in spec.kinds:
+            _create_level(spec, kind, 0)
+    except OSError as error:
+        raise OutputPathError(
+            f"the output {path} cannot be written: {error.strerror or error}",
+            f"{type(error).__name__} at {error.filename or path}",
+            fix="choose an --output where you may write",
+        ) from error
+
+
+def write_block(
+    spec: OutputSpec,
+    *,
+    t: int,
+    z: Interval,
+    y: Interval,
+    x: Interval,
+    labels: npt.NDArray[np.uint8] | None,
+    probabilities: npt.NDArray[np.uint8] | None,
+) -> None:
+    """Write one block: labels (z, y, x), probabilities (c, z, y, x)."""
+    place = {"t": slice(t, t + 1), "c": slice(None), "z": z.slice, "y": y.slice, "x": x.slice}
+    if labels is not None:
+        _write(spec, "labels", 0, place, labels[None, None])
+    if probabilities is not None:
+        _write(spec, "probabilities", 0, place, probabilities[None])
+
+
+def count_regions(spec: OutputSpec, level: int) -> int:
+    """Return in how many pieces a pyramid level is made."""
+    return math.prod(_region_counts(spec, level))
+
+
+def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
+    """Make one piece of a pyramid level from the level above; every piece is whole write units."""
+    extents, above = spec.level_extents(level), spec.level_extents(level - 1)
+    _, nz, ny, nx = _region_counts(spec, level)
+    rest, ix = divmod(index, nx)
+    rest, iy = divmod(rest, ny)
+    t, iz = divmod(rest, nz)
+    z_size, y_size, x_size = _region_shape(spec)
+    z = slice(iz * z_size, min((iz + 1) * z_size, extents.z))
+    y = slice(iy * y_size, min((iy + 1) * y_size, extents.y))
+    x = slice(ix * x_size, min((ix + 1) * x_size, extents.x))
+    source = {
+        "t": slice(t, t + 1),
+        "c": slice(None),
+        "z": z,
+        "y": slice(2 * y.start, min(2 * y.stop, above.y)),
+        "x": slice(2 * x.start, min(2 * x.stop, above.x)),
+    }
+    for kind in spec.kinds:
+        reduce = reduce_mode if kind == "labels" else reduce_mean
+        values = reduce(np.asarray(_open(spec, kind, level - 1)[spec.to_layout(kind, source)]))
+        _open(spec, kind, level)[spec.to_layout(kind, {**source, "y": y, "x": x})] = values
+
+
+def create_level(spec: OutputSpec, level: int) -> None:
+    """Create a pyramid level's arrays."""
+    for kind in spec.kinds:
+        _create_level(spec, kind, level)
+
+
+def finish_output(spec: OutputSpec, *, provenance: Mapping[str, Any], source: str | None) -> None:
+    """Write the OME metadata and the final provenance, which carries the status."""
+    root = zarr.open_group(spec.path, mode="r+")
+    main: Kind = "probabilities" if "probabilities" in spec.kinds else "labels"
+    attributes = _multiscales(spec, main, prefix="" if main == "probabilities" else f"labels/{LABELS_NAME}/")
+    if main == "probabilities":
+        target = attributes["ome"] if spec.ome_version == "0.5" else attributes
+        target["omero"] = _omero(spec.classes)
+    root.attrs.update({**attributes, PROVENANCE_KEY: dict(provenance)})
+    if "labels" not in spec.kinds:
+        return
+    listing = {"labels": [LABELS_NAME]}
+    root["labels"].attrs.update({"ome": {"version": "0.5", **listing}} if spec.ome_version == "0.5" else listing)
+    label_attributes = _multiscales(spec, "labels", prefix="")
+    extra = image_label_attributes(
+        version=spec.ome_version, classes=[(c.name, c.colour) for c in spec.classes], source=source
+    )
+    if spec.ome_version == "0.5":
+        label_attributes["ome"].update(extra["ome"])
+    else:
+        label_attributes.update(extra)
+    root[f"labels/{LABELS_NAME}"].attrs.update(label_attributes)
+
+
+def reduce_mode(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the most frequent value of each 2x2 cell of (..., y, x); on a tie the first in reading order.
+
+    >>> reduce_mode(np.array([[1, 2], [3, 2]], np.uint8))
+    array([[2]], dtype=uint8)
+    """
+    a, b, c, d = _cells(values)
+    first = (a == b) | (a == c) | (a == d)
+    second = (b == c) | (b == d)
+    return np.where(first, a, np.where(second, b, np.where(c == d, c, a)))
+
+
+def reduce_mean(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the mean of each 2x2 cell of (..., y, x), rounded half up."""
+    a, b, c, d = _cells(values)
+    total = a.astype(np.uint16)
+    total += b
+    total += c
+    total += d
+    total += 2
+    total >>= 2
+    return total.astype(np.uint8)
+
+
+def _cells(values: npt.NDArray[np.uint8]) -> Sequence[npt.NDArray[np.uint8]]:
+    """Return the four corners of each 2x2 cell; an odd last row or column is repeated."""
+    odd_y, odd_x = values.shape[-2] % 2, values.shape[-1] % 2
+    if odd_y or odd_x:
+        values = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(0, odd_y), (0, odd_x)], mode="edge")
+    return [values[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+
+
+def _region_shape(spec: OutputSpec) -> tuple[int, int, int]:
+    z, y, x = spec.grid.unit
+    return z, max(REGION_SIDE // y, 1) * y, max(REGION_SIDE // x, 1) * x
+
+
+def _region_counts(spec: OutputSpec, level: int) -> tuple[int, int, int, int]:
+    e = spec.level_extents(level)
+    z, y, x = (-(-n // size) for n, size in zip((e.z, e.y, e.x), _region_shape(spec), strict=True))
+    return e.t, z, y, x
+
+
+def _create_level(spec: OutputSpec, kind: Kind, level: int) -> None:
+    extents = spec.level_extents(level)
+    sizes = {"t": extents.t, "c": len(spec.classes), "z": extents.z, "y": extents.y, "x": extents.x}
+    chunk = dict(zip("tczyx", (1, 1, *spec.grid.chunk), strict=True))
+    shard = dict(zip("tczyx", (1, 1, *spec.grid.unit), strict=True))
+    is_v3 = spec.zarr_format == 3
+    zarr.create_array(
+        spec.path,
+        name=spec.array_path(kind, level),
+        shape=spec.to_layout(kind, sizes),
+        chunks=spec.to_layout(kind, chunk),
+        shards=spec.to_layout(kind, shard) if spec.grid.shard else None,
+        dtype="uint8",
+        compressors=zarr.codecs.ZstdCodec(level=ZSTD_LEVEL) if is_v3 else _zstd_v2(),
+        fill_value=0,
+        zarr_format=spec.zarr_format,
+        dimension_names=list(spec.axes_of(kind)) if is_v3 else None,
+        chunk_key_encoding={"name": "default" if is_v3 else "v2", "separator": "/"},
+        write_data=False,
+    )
+
+
+def _zstd_v2() -> Any:
+    import numcodecs
+
+    return numcodecs.Zstd(level=ZSTD_LEVEL)
+
+
+@lru_cache(maxsize=64)
+def _open_cached(path: str, array_path: str, identity: tuple[int, ...]) -> zarr.Array[Any]:
+    del identity  # a store written anew at the same path is another store
+    return zarr.open_array(path, path=array_path, mode="r+")
+
+
+def _open(spec: OutputSpec, kind: Kind, level: int) -> zarr.Array[Any]:
+    status = Path(spec.path).stat()
+    return _open_cached(spec.path, spec.array_path(kind, level), (status.st_ino, status.st_dev))
+
+
+def _write(spec: OutputSpec, kind: Kind, level: int, place: Mapping[str, slice], values: npt.NDArray[Any]) -> None:
+    """Write values given as (t, c, z, y, x) where the array may lack some of the axes, each then of size 1."""
+    absent = tuple(i for i, axis in enumerate("tczyx") if axis not in spec.axes_of(kind))
+    try:
+        _open(spec, kind, level)[spec.to_layout(kind, place)] = values.squeeze(absent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                f"the disk is full: {error.strerror}",
+                f"while writing {kind} at {spec.path}",
+                fix="free space, then run again with --overwrite",
+            ) from error
+        raise
+
+
+def _multiscales(spec: OutputSpec, kind: Kind, *, prefix: str) -> dict[str, Any]:
+    axes = spec.axes_of(kind)
+    base = dict(zip(spec.axes, spec.scale, strict=True))
+    origin = dict(zip(spec.axes, spec.translation, strict=True))
+    unit = dict(zip(spec.axes, spec.units, strict=True))
+    levels = []
+    for level in range(spec.n_levels):
+        factor = {axis: 2**level if axis in "yx" else 1 for axis in axes}
+        scale = tuple(base.get(a, 1.0) * factor[a] for a in axes)
+        # The centre of a cell of 2**level pixels lies half a cell, less half a pixel, further in.
+        shift = tuple(origin.get(a, 0.0) + base.get(a, 1.0) * (factor[a] - 1) / 2 for a in axes)
+        levels.append(LevelTransform(path=f"{prefix}{level}", scale=scale, translation=shift))
+    return multiscales_attributes(
+        version=spec.ome_version,
+        name=spec.name if kind == "probabilities" else LABELS_NAME,
+        axes=axes,
+        units=tuple(unit.get(a) for a in axes),
+        levels=levels,
+        type_="mean" if kind == "probabilities" else "mode",
+    )
+
+
+def _omero(classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """Return viewer settings that name the channels by class; class 0 starts hidden."""
+    window = {"min": 0, "max": 255, "start": 0, "end": 255}
+    return {
+        "channels": [
+            {
+                "label": c.name,
+                "color": (c.colour[1:] if c.colour != "#000000" else "808080").upper(),
+                "window": window,
+                "active": index > 0,
+            }
+            for index, c in enumerate(classes)
+        ]
+    }
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return PROVENANCE_KEY in zarr.open_group(str(path), mode="r").attrs
+    except (OSError, ValueError, KeyError):
+        return False

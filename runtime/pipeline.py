@@ -1,0 +1,410 @@
+"""Segment a volume: everything between a path and a finished OME-Zarr, in five steps.
+
+1. *open*: artifact, volume, channels, grey values and output place are checked; nothing is written yet.
+2. *plan*: tiles and blocks; disk space is checked against the plan.
+3. *execute*: blocks, through Dask.
+4. *pyramid*: lower resolutions.
+5. *finish*: metadata and provenance, with the status that says whether every block is there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import unet_deploy
+from unet_deploy.card import ModelCard
+from unet_deploy.errors import ChannelError, PartialResultError
+from unet_deploy.runtime.artifact import Artifact, load_artifact, load_bundled_artifact
+from unet_deploy.runtime.engines import EngineDescription, parse_device
+from unet_deploy.runtime.execute import (
+    BlockReport,
+    EngineFactory,
+    EngineRequest,
+    Job,
+    ProgressCallback,
+    connect,
+    drop_engine,
+    get_engine,
+    require_kinds,
+    run_blocks,
+    run_pyramid,
+)
+from unet_deploy.runtime.normalise import choose_normaliser
+from unet_deploy.runtime.output import (
+    LABELS_NAME,
+    Kind,
+    OutputSpec,
+    check_output_path,
+    check_space,
+    create_output,
+    finish_output,
+)
+from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, SegmentationPlan, plan_segmentation
+from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
+
+DEFAULT_KINDS: tuple[Kind, ...] = ("labels", "probabilities")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentationResult:
+    """What a run made.
+
+    `class_fractions` has the share of each class by name; `seconds` the wall time by stage ("total" among them) and
+    the summed thread time of reading, inference and writing. `failed` lists blocks that are holes in the output.
+    """
+
+    output: Path
+    labels: Path | None
+    plan: SegmentationPlan
+    engine: EngineDescription
+    class_fractions: dict[str, float]
+    seconds: dict[str, float]
+    failed: tuple[BlockReport, ...]
+
+    @property
+    def pixels_per_second(self) -> float:
+        """Output pixels per second of wall time, everything included."""
+        return self.plan.extents.pixels / self.seconds["total"]
+
+
+def default_output(volume: str | Path) -> Path:
+    """Return where a segmentation goes when nobody says: beside the volume.
+
+    >>> default_output("data/brain.ome.zarr").as_posix()
+    'data/brain_segmentation.ome.zarr'
+    """
+    path = Path(volume)
+    stem = re.sub(r"(\.ome)?\.zarr$", "", path.name) or path.resolve().name
+    return path.parent / f"{stem}_segmentation.ome.zarr"
+
+
+def prepare(
+    volume: str | Path,
+    *,
+    model: str | Path | Artifact | None = None,
+    channels: Sequence[int | str] = (),
+    axes: str | None = None,
+    level: int = 0,
+    tile: tuple[int, int] | None = None,
+    batch: int = 1,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    input_range: tuple[float, float] | None = None,
+) -> Preparation:
+    """Open and check everything a run needs, and plan it; nothing is written. Parameters as in `segment`."""
+    opened = open_volume(volume, level=level, axes=axes)
+    artifact = resolve_model(model)
+    card, info = artifact.card, opened.info
+    chosen = choose_channels(info, card, channels)
+    normaliser = choose_normaliser(card, info.dtype, input_range=input_range, source=info.path)
+    plan = plan_segmentation(
+        card.network,
+        Extents(t=opened.extent("t"), z=opened.extent("z"), y=opened.extent("y"), x=opened.extent("x")),
+        source_chunk=_spatial(info, info.chunks),
+        source_shard=None if info.shards is None else _spatial(info, info.shards),
+        bytes_per_value=np.dtype(info.dtype).itemsize,
+        tile=tile,
+        batch=batch,
+        memory_bytes=memory_bytes,
+    )
+    return Preparation(volume=opened, artifact=artifact, channels=chosen, normaliser=normaliser, plan=plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """A run that was checked and planned, but not begun."""
+
+    volume: Volume
+    artifact: Artifact
+    channels: tuple[int, ...]
+    normaliser: Any
+    plan: SegmentationPlan
+
+    def output_spec(self, output: Path, kinds: tuple[Kind, ...]) -> OutputSpec:
+        """Return what the output store will be."""
+        info = self.volume.info
+        axes = info.axes.replace("c", "")
+        keep = [i for i, axis in enumerate(info.axes) if axis != "c"]
+        scale = info.scale or (1.0,) * len(info.axes)
+        translation = info.translation or (0.0,) * len(info.axes)
+        units = info.units or (None,) * len(info.axes)
+        return OutputSpec(
+            path=str(output),
+            zarr_format=2 if info.zarr_format == 2 else 3,
+            ome_version="0.4" if info.zarr_format == 2 else "0.5",
+            kinds=kinds,
+            name=info.name,
+            axes=axes,
+            extents=self.plan.extents,
+            grid=self.plan.grid,
+            classes=self.artifact.card.classes,
+            scale=tuple(scale[i] for i in keep),
+            translation=tuple(translation[i] for i in keep),
+            units=tuple(units[i] for i in keep),
+        )
+
+
+def segment(
+    volume: str | Path,
+    *,
+    model: str | Path | Artifact | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    write: Sequence[str] = DEFAULT_KINDS,
+    channels: Sequence[int | str] = (),
+    axes: str | None = None,
+    level: int = 0,
+    input_range: tuple[float, float] | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    tile: tuple[int, int] | None = None,
+    batch: int = 1,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    scheduler: Any | None = None,
+    check_free_space: bool = True,
+    engine_factory: EngineFactory | None = None,
+    progress: ProgressCallback | None = None,
+) -> SegmentationResult:
+    """Segment a Zarr volume plane by plane, and write labels and probabilities as OME-Zarr.
+
+    The result does not depend on `tile`, `batch`, `memory_bytes`, `scheduler` or the volume's chunks: it equals one
+    pass of the network over each whole mirrored plane (paper, figure 2), up to the engine's own rounding.
+
+    Parameters
+    ----------
+    volume
+        An OME-Zarr image (0.4, 0.5) or Zarr array (v2, v3) of 2 to 5 of the axes t, c, z, y, x.
+    model
+        An artifact, or its path; the bundled EM-membrane network if None.
+    output
+        The store to write; `default_output` if None.
+    overwrite
+        Replace an earlier segmentation of ours. Anything else that exists is never replaced.
+    write
+        ``"labels"`` (uint8, the class of each pixel), ``"probabilities"`` (uint8 by class, 255 for certain), or both.
+    channels
+        The volume's channels, by index or name, in the order the model wants them; needed if there are more.
+    axes, level
+        Axis names of a bare array; level of a pyramid.
+    input_range
+        Grey values of the volume that mean the ends of the model's value range; needed if the dtypes differ.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:i``. What is named is used, or is an error.
+    threads
+        CPU threads within one operator; 0 leaves it to the engine.
+    tile
+        Input side of a tile (y, x), k·2**depth - 4; planned if None.
+    batch
+        Tiles per forward pass.
+    memory_bytes
+        What the engine may hold for activations when the tile is planned.
+    scheduler
+        None to run in this process, the address of a Dask scheduler, or a ``distributed.Client``.
+    check_free_space
+        Refuse to start when the uncompressed result would not fit on the disk.
+    engine_factory
+        Makes the engine from the artifact, in place of those that come with the package; importable by workers.
+    progress
+        Called after every block.
+
+    Returns
+    -------
+    SegmentationResult
+
+    Raises
+    ------
+    UnetDeployError
+        Each of its subclasses whose code starts with volume, not-a-volume, several-images, unsupported, unbounded,
+        channel, value-range, output, no-space, model, not-an-artifact, unsafe-model, card, test-tensor, tile,
+        configuration, unknown-name, missing-dependency, device or scheduler, before anything is written.
+    PartialResultError
+        If blocks failed; the output holds the others and says so.
+    """
+    started = time.perf_counter()
+    kinds = require_kinds(write)
+    parse_device(device)
+    ready = prepare(
+        volume,
+        model=model,
+        channels=channels,
+        axes=axes,
+        level=level,
+        tile=tile,
+        batch=batch,
+        memory_bytes=memory_bytes,
+        input_range=input_range,
+    )
+    target = Path(output) if output is not None else default_output(volume)
+    check_output_path(target, volume=Path(ready.volume.info.path), overwrite=overwrite)
+    spec = ready.output_spec(target, kinds)
+    if check_free_space:
+        check_space(spec)
+    request = EngineRequest(artifact=ready.artifact, device=device, threads=threads, factory=engine_factory)
+    description = get_engine(request).describe()
+    try:
+        with connect(scheduler) as client:
+            provenance = _provenance(ready, description, spec, input_range=input_range)
+            create_output(spec, overwrite=overwrite, provenance=provenance)
+            job = Job(
+                plan=ready.plan,
+                volume=ready.volume,
+                channels=ready.channels,
+                normaliser=ready.normaliser,
+                engine=request,
+                output=spec,
+            )
+            prepared = time.perf_counter()
+            reports = run_blocks(job, client, progress=progress)
+            executed = time.perf_counter()
+            run_pyramid(spec, client, progress=progress)
+    finally:
+        drop_engine(request)
+    seconds = {
+        "total": time.perf_counter() - started,
+        "prepare": prepared - started,
+        "blocks": executed - prepared,
+        "pyramid": time.perf_counter() - executed,
+        "read": sum(r.read_s for r in reports),
+        "infer": sum(r.infer_s for r in reports),
+        "write": sum(r.write_s for r in reports),
+    }
+    failed = tuple(r for r in reports if r.failure is not None)
+    result = SegmentationResult(
+        output=target,
+        labels=target / "labels" / LABELS_NAME if "labels" in kinds else None,
+        plan=ready.plan,
+        engine=description,
+        class_fractions=_class_fractions(reports, ready.artifact.card),
+        seconds=seconds,
+        failed=failed,
+    )
+    _finish(spec, provenance, result)
+    return result
+
+
+def resolve_model(model: str | Path | Artifact | None) -> Artifact:
+    """Return the artifact given, loaded, or the bundled one."""
+    if isinstance(model, Artifact):
+        return model
+    return load_bundled_artifact() if model is None else load_artifact(model)
+
+
+def choose_channels(info: VolumeInfo, card: ModelCard, channels: Sequence[int | str]) -> tuple[int, ...]:
+    """Return the volume's channels that the model gets, in the model's order.
+
+    Raises
+    ------
+    ChannelError
+        If their number is not the model's, or one does not exist.
+    """
+    wanted = card.network.in_channels
+    count = info.shape[info.axes.index("c")] if "c" in info.axes else 1
+    names = info.channel_names or ()
+    listing = ", ".join(f"{i} ({names[i]})" if i < len(names) else str(i) for i in range(min(count, 12)))
+    chosen: list[int] = []
+    for channel in channels:
+        text = str(channel)
+        if text in names:
+            chosen.append(names.index(text))
+        elif text.isdigit() and int(text) < count:
+            chosen.append(int(text))
+        else:
+            raise ChannelError(
+                f"the volume has no channel {channel!r}",
+                f"channels of {info.path}: {listing}",
+                fix="--channel 0",
+            )
+    if not channels and count == wanted:
+        return tuple(range(count))
+    if len(chosen) != wanted:
+        came = f"{len(chosen)} were chosen" if channels else f"the volume has {count}"
+        flags = " ".join(f"--channel {i}" for i in range(min(wanted, count)))
+        raise ChannelError(
+            f"the model takes {wanted} channel(s) ({', '.join(card.input.channels)}), {came}",
+            f"channels of {info.path}: {listing}",
+            fix=flags if count >= wanted else "use a model trained on these channels",
+        )
+    return tuple(chosen)
+
+
+def _spatial(info: VolumeInfo, sizes: Sequence[int]) -> tuple[int, int, int]:
+    by_axis = dict(zip(info.axes, sizes, strict=True))
+    return by_axis.get("z", 1), by_axis["y"], by_axis["x"]
+
+
+def _class_fractions(reports: Sequence[BlockReport], card: ModelCard) -> dict[str, float]:
+    counts = np.array([r.class_counts for r in reports if r.class_counts], np.int64).reshape(-1, len(card.classes))
+    totals = counts.sum(axis=0)
+    return {c.name: float(n / max(totals.sum(), 1)) for c, n in zip(card.classes, totals, strict=True)}
+
+
+def _provenance(
+    ready: Preparation,
+    engine: EngineDescription,
+    spec: OutputSpec,
+    *,
+    input_range: tuple[float, float] | None,
+) -> dict[str, Any]:
+    import zarr
+
+    artifact, info = ready.artifact, ready.volume.info
+    return {
+        "software": {"unet-deploy": unet_deploy.__version__, "numpy": np.__version__, "zarr": zarr.__version__},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": {
+            "name": artifact.card.name,
+            "source": artifact.source,
+            "sha256": artifact.sha256,
+            "precision": artifact.card.precision,
+            "licence": artifact.card.training.licence,
+            "classes": [c.name for c in artifact.card.classes],
+        },
+        "engine": engine.to_object(),
+        "volume": {
+            "path": info.path,
+            "array": info.array_path,
+            "shape": list(info.shape),
+            "axes": info.axes,
+            "dtype": info.dtype,
+        },
+        "parameters": {
+            "channels": list(ready.channels),
+            "input_range": None if input_range is None else list(input_range),
+            "write": list(spec.kinds),
+        },
+        "plan": ready.plan.to_object(),
+    }
+
+
+def _finish(spec: OutputSpec, provenance: dict[str, Any], result: SegmentationResult) -> None:
+    failures = [{"block": r.index, "reason": r.failure} for r in result.failed]
+    finish_output(
+        spec,
+        provenance={
+            **provenance,
+            "status": "partial" if failures else "complete",
+            "failed_blocks": failures,
+            "class_fractions": result.class_fractions,
+            "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
+        },
+        source="../../" if "probabilities" in spec.kinds else None,
+    )
+    if failures:
+        listing = [f"block {r.index}: {(r.failure or '').splitlines()[0]}" for r in result.failed[:10]]
+        more = len(failures) - len(listing)
+        raise PartialResultError(
+            f"{len(failures)} of {result.plan.n_blocks} blocks failed; they are 0 in {spec.path}",
+            *listing,
+            *([f"and {more} more, listed in the output's attributes"] if more else []),
+            fix="mend the cause, then run again with --overwrite",
+        )
