@@ -345,26 +345,28 @@ def connect(scheduler: Any | None) -> Iterator[Any]:
 
 @contextmanager
 def _in_process_client() -> Iterator[Any]:
+    """Give a client whose scheduler and worker live in this process, serve no page and touch no network but loopback.
+
+    ``LocalCluster`` would open the diagnostics ports on all interfaces even with its dashboard off.
+    """
     import dask
-    from distributed import Client
+    from distributed import Client, Scheduler, SpecCluster, Worker
 
     quiet = {
-        "distributed.worker.memory.target": False,  # the plan bounds memory; nothing is spilled
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.memory.terminate": False,
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
         "distributed.admin.tick.limit": "1h",  # a busy event loop is no news: numpy and zarr share the process
     }
+    http = {"dashboard": False, "dashboard_address": "127.0.0.1:0", "protocol": "inproc://"}
+    worker = {"cls": Worker, "options": {**http, "nthreads": BLOCKS_IN_FLIGHT, "memory_limit": 0}}  # the plan bounds it
     with (
         dask.config.set(quiet),
-        Client(
-            processes=False,
-            n_workers=1,
-            threads_per_worker=BLOCKS_IN_FLIGHT,
-            memory_limit=0,
-            dashboard_address=None,
+        SpecCluster(
+            scheduler={"cls": Scheduler, "options": http},
+            workers={0: worker},
             silence_logs=logging.ERROR,
-        ) as client,
+        ) as cluster,
+        Client(cluster) as client,
     ):
         yield client
 

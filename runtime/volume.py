@@ -1,7 +1,7 @@
 """A volume to segment: what it is, and its pixels by window.
 
 1. `open_volume` reads the metadata itself (`_zarr_metadata`, `ome`), checks it, and only then makes a Zarr array of
-   the very document that was checked.
+   the very document that was checked, with a guard before each decoder (`_chunk_guard`).
 2. Axes come from OME-Zarr; those of an array given by its own path from its names, else from the image that lists it,
    else from the number of dimensions where that is certain.
 3. `Volume.read` returns (t, c, z, y, x) in native byte order, missing axes of size 1. A chunk that is absent reads as
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import StorePath
 
 from unet_deploy.errors import (
     InputDataError,
@@ -32,6 +32,7 @@ from unet_deploy.errors import (
     UsageError,
 )
 from unet_deploy.geometry import Interval
+from unet_deploy.runtime._chunk_guard import ChunkStore, guarded_document
 from unet_deploy.runtime._locate import axes_of_array, locate
 from unet_deploy.runtime._zarr_metadata import ArrayMetadata, Node, check_array, read_node
 from unet_deploy.runtime.ome import AXES, LevelTransform, MultiscaleImage
@@ -307,9 +308,9 @@ def _make(
 
 
 def _zarr_array(metadata: ArrayMetadata) -> zarr.Array[Any]:
-    store = StorePath(LocalStore(metadata.file.parent, read_only=True))
+    store = StorePath(ChunkStore(metadata.file.parent, read_only=True))
     try:
-        return zarr.Array.from_dict(store, metadata.document)
+        return zarr.Array.from_dict(store, guarded_document(metadata))
     except Exception as error:  # what zarr itself refuses, it refuses with many types
         raise UnsupportedMetadataError(
             f"zarr cannot open the array: {error}",

@@ -25,6 +25,7 @@ from unet_deploy.card import Histogram, InputDtype
 from unet_deploy.errors import MissingDependencyError, TrainingDataError
 
 SUFFIXES = (".png", ".tif", ".tiff")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HISTOGRAM_BINS = 64
 MAX_GUESSED_CLASSES = 16
 """More distinct label values than this, with no classes given, are object numbers rather than classes."""
@@ -92,7 +93,7 @@ def read_training_data(
         a dtype that is not supported, shapes that differ, values of no class, a constant image, unknown stems,
         a class that occurs nowhere, nothing left to train on.
     MissingDependencyError
-        If imageio or tifffile (both come with scikit-image), which read the files, are not installed.
+        If scikit-image, which reads the files, is not installed.
     """
     problems: list[str] = []
     pairs, stems = _pair_files(images, labels, problems)
@@ -213,18 +214,18 @@ def _read_pair(
 
 
 def _read_image(path: Path, problems: list[str]) -> npt.NDArray[Any] | None:
-    # The two readers beneath skimage.io.imread, which tries every plugin it finds on a broken file.
     try:
-        import imageio.v3
-        import tifffile
+        from skimage.io import imread
     except ModuleNotFoundError as error:
-        if error.name not in ("imageio", "tifffile"):
+        if error.name != "skimage":
             raise
-        raise MissingDependencyError.of_extra(error.name, extra="train", purpose="reading images") from error
+        raise MissingDependencyError.of_extra("scikit-image", extra="train", purpose="reading images") from error
     try:
         if path.suffix.lower() == ".png":
-            return np.asarray(imageio.v3.imread(path, plugin="pillow"))
-        return np.asarray(tifffile.imread(path))
+            with path.open("rb") as file:  # on any other file, the reader would try every format it has ever known
+                if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+                    raise ValueError("it does not start as a PNG file does")
+        return np.asarray(imread(path))
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         problems.append(f"{path.stem}: {path} cannot be read ({type(error).__name__}: {error})")
         return None

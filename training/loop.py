@@ -15,7 +15,8 @@ import copy
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -41,7 +42,8 @@ class TrainingConfig:
     """Every number a run depends on besides the data; it becomes the card's recipe.
 
     `class_balance` is the power of the class frequency that a class's weight is divided by: 0 weighs pixels alike,
-    1 classes alike. `steps` decides the schedule; `max_seconds` only ends a run early.
+    1 classes alike. `steps` decides the schedule; `max_seconds` only ends a run early. `threads` are torch's own on the
+    CPU; None leaves their number as it is.
     """
 
     depth: int = 4
@@ -51,6 +53,7 @@ class TrainingConfig:
     steps: int = 2000
     max_seconds: float | None = None
     seed: int = 0
+    threads: int | None = None
     learning_rate: float = 1e-3
     final_learning_rate_ratio: float = 0.01
     warm_up_steps: int = 50
@@ -138,13 +141,13 @@ def train_unet(
     Raises
     ------
     ConfigurationError
-        With every setting that cannot be.
+        With every setting that cannot be, or if the loss stops being a number: the rate is too high.
     """
     check_config(config, data)
     geometry = Geometry(config.depth)
     started = time.monotonic()
 
-    with torch.random.fork_rng(devices=[]):  # initialisation and dropout; the caller's generator is left alone
+    with _threads(config.threads), torch.random.fork_rng(devices=[]):  # both are given back as they were
         torch.manual_seed(config.seed)
         model = UNet(
             depth=config.depth, base_width=config.base_width, classes=len(data.classes), dropout=config.dropout
@@ -174,6 +177,8 @@ def train_unet(
             model.train()
             logits = model(tile)  # (1, classes, out, out)
             loss = functional.cross_entropy(logits, target, weight=weights)
+            if not math.isfinite(loss.item()):
+                raise _divergence_error(step, config)
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_norm_limit)
@@ -275,8 +280,9 @@ def check_config(config: TrainingConfig, data: TrainingData) -> None:
     if not geometry.is_legal(config.tile_side):
         nearest = ", ".join(map(str, geometry.nearest_legal(config.tile_side)))
         problems.append(f"tile_side: {config.tile_side} is not legal for depth {config.depth}; nearest: {nearest}")
-    if config.max_seconds is not None and not config.max_seconds > 0:
-        problems.append(f"max_seconds: {config.max_seconds} is not above 0")
+    for name, limit in (("max_seconds", config.max_seconds), ("threads", config.threads)):
+        if limit is not None and not limit > 0:
+            problems.append(f"{name}: {limit} is not above 0")
     if not 0 <= config.dropout < 1:
         problems.append(f"dropout: {config.dropout} is not in [0, 1)")
     if not data.validation:
@@ -285,3 +291,21 @@ def check_config(config: TrainingConfig, data: TrainingData) -> None:
         raise ConfigurationError(
             f"{len(problems)} setting(s) of the training cannot be", *problems, fix="correct the settings named above"
         )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _divergence_error(step: int, config: TrainingConfig) -> ConfigurationError:
+    return ConfigurationError(
+        f"training diverged: the loss is no finite number after {step} steps",
+        f"the learning rate is {config.learning_rate:g}; a best network written before is sound",
+        fix=f"--learning-rate {config.learning_rate / 4:g}",
+    )

@@ -97,7 +97,9 @@ def test_no_units_at_all_may_be_written() -> None:
 
 def test_the_images_transformation_comes_after_the_datasets() -> None:
     attributes = _dataset(
-        {"type": "scale", "scale": [1, 2, 3]}, {"type": "identity"}, {"type": "translation", "translation": [10, 20, 30]}
+        {"type": "scale", "scale": [1, 2, 3]},
+        {"type": "identity"},
+        {"type": "translation", "translation": [10, 20, 30]},
     )
     attributes["multiscales"][0]["coordinateTransformations"] = [
         {"type": "scale", "scale": [2, 2, 2]},

@@ -93,6 +93,17 @@ def test_a_run_repeats_exactly_and_leaves_the_callers_generator_alone() -> None:
     assert first.best == again.best
 
 
+def test_the_number_of_threads_is_given_back() -> None:
+    before, during = torch.get_num_threads(), set()
+    train_unet(
+        discs(),
+        replace(SMALL, threads=before + 1),
+        about=ABOUT,
+        on_progress=lambda _: during.add(torch.get_num_threads()),
+    )
+    assert (torch.get_num_threads(), during) == (before, {before + 1})
+
+
 def test_it_learns_an_easy_task_and_keeps_the_best() -> None:
     seen: list[Progress] = []
     kept: list[tuple[int, float]] = []
@@ -143,9 +154,17 @@ def test_a_time_limit_ends_the_run_with_a_validation() -> None:
 
 def test_settings_that_cannot_be_are_reported_together() -> None:
     config: Any = replace(
-        SMALL, depth=4, tile_side=250, steps=0, learning_rate=-1.0, dropout=1.0, max_seconds=0.0, base_width=0
+        SMALL,
+        depth=4,
+        tile_side=250,
+        steps=0,
+        learning_rate=-1.0,
+        dropout=1.0,
+        max_seconds=0.0,
+        base_width=0,
+        threads=0,
     )
-    with pytest.raises(ConfigurationError, match=r"7 setting\(s\) of the training cannot be") as caught:
+    with pytest.raises(ConfigurationError, match=r"8 setting\(s\) of the training cannot be") as caught:
         train_unet(discs(validation=0), config, about=ABOUT)
     for expected in (
         "tile_side: 250 is not legal for depth 4; nearest: 236, 252",
@@ -154,9 +173,17 @@ def test_settings_that_cannot_be_are_reported_together() -> None:
         "learning_rate: -1.0 is not above 0",
         "dropout: 1.0 is not in [0, 1)",
         "max_seconds: 0.0 is not above 0",
+        "threads: 0 is not above 0",
         "validation: no image to validate on",
     ):
         assert expected in str(caught.value)
+
+
+def test_a_run_that_diverges_stops_and_says_so() -> None:
+    config = replace(SMALL, steps=200, learning_rate=1e30, validation_every_steps=200)
+    with pytest.raises(ConfigurationError, match=r"the loss is no finite number after \d+ steps") as caught:
+        train_unet(discs(), config, about=ABOUT)
+    assert "fix: --learning-rate 2.5e+29" in str(caught.value)
 
 
 @pytest.mark.parametrize("extent", [(1, 1), (3, 50), (40, 56), (17, 33)])

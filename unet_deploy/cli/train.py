@@ -67,6 +67,7 @@ def train(
         steps=steps,
         max_seconds=None if max_minutes is None else 60 * max_minutes,
         seed=seed,
+        threads=threads,
         learning_rate=learning_rate,
     )
     about = About(
@@ -87,7 +88,6 @@ def train(
         smallest_side=geometry.divisor,
     )
     _say_data(checked, is_chosen_here=validate is None)
-    _set_threads(threads)
 
     def save_best(model: UNet, card: ModelCard) -> None:
         save_checkpoint(output, model=model, card=card, overwrite=True)
@@ -147,16 +147,6 @@ def parse_pixel_size(text: str | None) -> tuple[float, float] | None:
             fix="--pixel-size-nm 4  or  --pixel-size-nm 4,4.5",
         )
     return sizes[0], sizes[-1]
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise UsageError(f"--threads {threads} is not above 0", fix="--threads 2")
-    import torch
-
-    torch.set_num_threads(threads)
 
 
 def _say_data(data: TrainingData, *, is_chosen_here: bool) -> None:

@@ -1,0 +1,119 @@
+"""Flags that several verbs share, and how their texts become values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unet_deploy.errors import ConfigurationError, TileNotLegalError
+
+if TYPE_CHECKING:
+    from unet_deploy.runtime.artifact import Artifact
+
+MODEL_VARIABLE = "UNET_DEPLOY_MODEL"
+LOCAL_MODEL = Path("model.onnx")
+
+VolumeArgument = Annotated[Path, typer.Argument(metavar="VOLUME", help="OME-Zarr image or Zarr array.")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="FILE",
+        help=f"Model file. Default: ${MODEL_VARIABLE}, ./{LOCAL_MODEL}, or the bundled EM-membrane network.",
+    ),
+]
+ChannelOption = Annotated[
+    list[str] | None,
+    typer.Option("--channel", metavar="N|NAME", help="Channel to give the model; repeat for several, in its order."),
+]
+AxesOption = Annotated[
+    str | None, typer.Option("--axes", metavar="NAMES", help="Axis names of a bare Zarr array, e.g. czyx.")
+]
+LevelOption = Annotated[int, typer.Option("--level", min=0, help="Pyramid level to segment; 0 is full resolution.")]
+TileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tile", metavar="SIDE|Y,X", help="Input side of a tile in px (16·k − 4 at depth 4). Default: planned."
+    ),
+]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Tiles per forward pass.")]
+MemoryOption = Annotated[
+    int, typer.Option("--memory", metavar="MIB", min=1, help="Memory for activations when the tile is planned, in MiB.")
+]
+InputRangeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input-range",
+        metavar="LOW:HIGH",
+        help="Grey values of the volume that mean the ends of the model's range, e.g. 0:4095.",
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:i; what is named is used or fails.")
+]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="CPU threads of the network; 0: one a core.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def parse_tile(text: str | None) -> tuple[int, int] | None:
+    """Return (y, x) from ``572`` or ``572,700``.
+
+    Raises
+    ------
+    TileNotLegalError
+        If it is not one or two whole numbers. Whether the network can take them is the plan's to say.
+    """
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) not in (1, 2) or not all(part.strip().isdigit() for part in parts):
+        raise TileNotLegalError(
+            f"--tile {text} came, a side or two sides y,x in pixels were expected",
+            "for the paper's network a side is 16·k − 4",
+            fix="--tile 572, or --tile 572,700",
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_input_range(text: str | None) -> tuple[float, float] | None:
+    """Return (low, high) from ``0:4095``.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not two numbers.
+    """
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--input-range {text} came, LOW:HIGH was expected",
+            "the volume's grey values that mean the ends of the model's value range",
+            fix="--input-range 0:4095",
+        ) from error
+    return low, high
+
+
+def load_model(option: Path | None, environment: Mapping[str, str] = os.environ) -> Artifact:
+    """Return the model to use: --model, the environment's, ./model.onnx, or the bundled one, said aloud."""
+    from unet_deploy.runtime.artifact import load_artifact, load_bundled_artifact
+
+    if option is not None:
+        return load_artifact(option)
+    if named := environment.get(MODEL_VARIABLE):
+        typer.echo(f"model: {named} (from ${MODEL_VARIABLE})", err=True)
+        return load_artifact(named)
+    if LOCAL_MODEL.is_file():
+        typer.echo(f"model: ./{LOCAL_MODEL}", err=True)
+        return load_artifact(LOCAL_MODEL)
+    artifact = load_bundled_artifact()
+    typer.echo(f"model: the bundled {artifact.card.name}, trained on: {artifact.card.training.data}", err=True)
+    typer.echo(f"       {artifact.card.training.licence}", err=True)
+    return artifact

@@ -1,0 +1,107 @@
+"""The program: its verbs, its exit codes, and how errors are shown.
+
+Exit codes: 0 ok, 2 usage, 3 input data, 4 model, 5 environment, 6 partial result, 70 our bug, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from unet_deploy import __version__
+from unet_deploy.cli.demo import demo
+from unet_deploy.cli.export import export
+from unet_deploy.cli.inspect import inspect
+from unet_deploy.cli.plan import plan
+from unet_deploy.cli.segment import segment
+from unet_deploy.cli.train import train
+from unet_deploy.errors import UnetDeployError
+
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+DEBUG_FLAG = "--debug"
+
+app = typer.Typer(
+    name="unet-deploy",
+    help="The U-Net of Ronneberger et al. (2015), from a few annotated images to gigapixel volumes.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for verb in (train, export, segment, plan, inspect, demo):
+    app.command()(verb)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"unet-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG_FLAG, help="Show tracebacks and the log; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Train, export and run the paper's U-Net."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the program on `arguments` (by default the process's own) and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    is_debug = DEBUG_FLAG in given
+    given = [argument for argument in given if argument != DEBUG_FLAG]
+    _configure_logging(is_debug=is_debug)
+    try:
+        result = typer.main.get_command(app).main(given, prog_name="unet-deploy", standalone_mode=False)
+    except UnetDeployError as error:
+        if is_debug:
+            raise
+        show_error(error)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        typer.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout left, as `head` does
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if is_debug:
+            raise
+        typer.echo(
+            f"error[bug]: {type(error).__name__}: {error}\n"
+            f"  unet-deploy {__version__} did not expect this\n"
+            f"  fix: run again with {DEBUG_FLAG} and report the traceback with the command you typed",
+            err=True,
+        )
+        return EXIT_BUG
+    return result if isinstance(result, int) else 0
+
+
+def _configure_logging(*, is_debug: bool) -> None:
+    """Show our own log with --debug; errors reach people as messages. Other packages keep their own settings."""
+    log = logging.getLogger("unet_deploy")
+    log.setLevel(logging.INFO if is_debug else logging.CRITICAL)
+    log.propagate = False
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        log.addHandler(handler)
+
+
+def show_error(error: UnetDeployError) -> None:
+    """Print an error of ours to stderr: its code, what came, what was expected, the fix."""
+    typer.echo(f"{typer.style(f'error[{error.code}]', fg='red', bold=True)}: {error}", err=True)

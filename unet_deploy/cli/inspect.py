@@ -1,0 +1,134 @@
+"""``unet-deploy inspect``: what a model or a volume is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unet_deploy.cli import _options as flags
+from unet_deploy.cli._report import format_bytes, format_seconds, show_json, show_rows
+
+if TYPE_CHECKING:
+    from unet_deploy.card import ModelCard
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="X", help="A model (.onnx, .pt) or a volume.")],
+    axes: flags.AxesOption = None,
+    level: flags.LevelOption = 0,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """Say what a model or a volume is."""
+    if path.suffix == ".onnx":
+        rows, facts = _inspect_artifact(path)
+    elif path.suffix == ".pt":
+        rows, facts = _inspect_checkpoint(path)
+    else:
+        rows, facts = _inspect_volume(path, axes=axes, level=level)
+    if as_json:
+        show_json(facts)
+    else:
+        show_rows(rows)
+
+
+def _inspect_artifact(path: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    from unet_deploy.card_json import card_to_object
+    from unet_deploy.runtime.artifact import load_artifact
+
+    artifact = load_artifact(path)
+    facts = {**card_to_object(artifact.card), "sha256": artifact.sha256, "nodes": artifact.n_nodes}
+    facts.pop("test_tensor")
+    rows = [
+        ("artifact", f"{path}, {format_bytes(len(artifact.data))}, {artifact.n_nodes} nodes"),
+        *_card_rows(artifact.card),
+    ]
+    return [*rows, ("sha256", artifact.sha256)], facts
+
+
+def _inspect_checkpoint(path: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    from unet_deploy.card_json import card_to_object
+    from unet_deploy.errors import MissingDependencyError
+
+    try:
+        from unet_deploy.training.checkpoint import load_checkpoint
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingDependencyError.of_extra("torch", extra="train", purpose="reading a checkpoint") from error
+
+    _, card = load_checkpoint(path)
+    return [("checkpoint", str(path)), *_card_rows(card)], card_to_object(card)
+
+
+def _card_rows(card: ModelCard) -> list[tuple[str, str]]:
+    g, n, training = card.geometry, card.network, card.training
+    size = card.input.pixel_size_nm
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in training.scores.items())
+    return [
+        ("name", card.name),
+        ("about", card.description),
+        (
+            "network",
+            f"U-Net 2015, depth {n.depth}, width {n.base_width}, {n.in_channels} channel(s), {n.classes} classes",
+        ),
+        ("geometry", f"context {g.context} px, tiles {g.divisor}·k − 4 from {g.smallest_tile}, divisor {g.divisor}"),
+        ("precision", card.precision),
+        (
+            "input",
+            f"{card.input.dtype} in {card.input.value_range[0]:g}..{card.input.value_range[1]:g}, "
+            f"channels: {', '.join(card.input.channels)}",
+        ),
+        ("pixel size", "unknown" if size is None else f"{size[0]:g} × {size[1]:g} nm (y x)"),
+        (
+            "normalised",
+            "; ".join(
+                f"(v − {m:.5g}) / {s:.5g}" for m, s in zip(card.normalisation.mean, card.normalisation.std, strict=True)
+            )
+            + f", from {card.normalisation.source}",
+        ),
+        *(("class", f"{index} {c.name} ({c.colour})") for index, c in enumerate(card.classes)),
+        ("data", training.data),
+        ("licence", training.licence),
+        ("cite", training.citation),
+        (
+            "training",
+            f"{training.images} images, {training.steps:,} steps in {format_seconds(training.seconds)}, "
+            f"seed {training.seed}, " + ", ".join(f"{k} {v}" for k, v in training.versions.items()),
+        ),
+        ("scores", f"{scores or 'none'} on {', '.join(training.validation) or 'nothing held out'}"),
+    ]
+
+
+def _inspect_volume(path: Path, *, axes: str | None, level: int) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    from unet_deploy.runtime.volume import describe_volume, open_volume
+
+    volume = open_volume(path, level=level, axes=axes)
+    facts, info = describe_volume(volume), volume.info
+    sizes = ", ".join(f"{axis} {n}" for axis, n in zip(info.axes, info.shape, strict=True))
+    scale = "unknown"
+    if info.scale is not None:
+        units = info.units or (None,) * len(info.axes)
+        scale = ", ".join(
+            f"{axis} {value:g} {unit or ''}".rstrip()
+            for axis, value, unit in zip(info.axes, info.scale, units, strict=True)
+        )
+    version = f"OME-Zarr {info.ome_version}, " if info.ome_version else ""
+    rows = [
+        ("volume", str(path)),
+        ("format", f"{version}Zarr v{info.zarr_format}"),
+        ("name", info.name),
+        ("axes", sizes),
+        ("dtype", info.dtype),
+        ("chunks", " × ".join(map(str, info.chunks))),
+        ("shards", "none" if info.shards is None else " × ".join(map(str, info.shards))),
+        ("codecs", ", ".join(info.codecs) or "none"),
+        ("scale", scale),
+        ("channels", ", ".join(info.channel_names or ()) or "unnamed"),
+        *(
+            ("level", f"{i} at {entry.path or '.'}: {' × '.join(map(str, entry.shape)) if entry.shape else 'absent'}")
+            for i, entry in enumerate(info.levels)
+        ),
+    ]
+    return rows, facts

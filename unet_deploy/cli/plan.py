@@ -1,0 +1,104 @@
+"""``unet-deploy plan``: what a run would do and cost, without doing it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unet_deploy.cli import _options as flags
+from unet_deploy.cli._report import format_bytes, format_seconds, show_json, show_rows
+
+if TYPE_CHECKING:
+    from unet_deploy.runtime.pipeline import Preparation
+
+
+def plan(
+    volume: flags.VolumeArgument,
+    model: flags.ModelOption = None,
+    channel: flags.ChannelOption = None,
+    axes: flags.AxesOption = None,
+    level: flags.LevelOption = 0,
+    input_range: flags.InputRangeOption = None,
+    device: flags.DeviceOption = "auto",
+    threads: flags.ThreadsOption = 0,
+    tile: flags.TileOption = None,
+    batch: flags.BatchOption = 1,
+    memory: flags.MemoryOption = 2048,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not time a tile to estimate the duration.")] = False,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """Show tiles, blocks, memory, disk and time of a segmentation, without starting it."""
+    from unet_deploy.runtime import pipeline
+
+    ready = pipeline.prepare(
+        volume,
+        model=flags.load_model(model),
+        channels=channel or (),
+        axes=axes,
+        level=level,
+        tile=flags.parse_tile(tile),
+        batch=batch,
+        memory_bytes=memory * 2**20,
+        input_range=flags.parse_input_range(input_range),
+    )
+    spec = ready.output_spec(pipeline.default_output(volume), pipeline.DEFAULT_KINDS)
+    seconds_per_tile = None if no_probe else _time_tile(ready, device=device, threads=threads)
+    facts: dict[str, Any] = {
+        **ready.plan.to_object(),
+        "output": spec.path,
+        "disk_bytes": spec.raw_bytes,
+        "disk_free_bytes": shutil.disk_usage(Path(spec.path).resolve().parent).free,
+        "pyramid_levels": spec.n_levels,
+        "seconds_per_tile": seconds_per_tile,
+        "seconds": None if seconds_per_tile is None else seconds_per_tile * ready.plan.n_tiles,
+    }
+    if as_json:
+        show_json(facts)
+    else:
+        _show(ready, facts)
+
+
+def _time_tile(ready: Preparation, *, device: str, threads: int) -> float:
+    """Return the seconds one tile takes: the second of two batches of mid-grey, divided by the batch."""
+    import numpy as np
+
+    from unet_deploy.runtime.engines import open_engine
+
+    network, shape = ready.plan.network, ready.plan
+    batch = np.zeros((shape.batch, network.in_channels, shape.tile_y, shape.tile_x), np.float32)
+    engine = open_engine(ready.artifact, device=device, threads=threads)
+    try:
+        engine.infer(batch)
+        start = time.perf_counter()
+        engine.infer(batch)
+        return (time.perf_counter() - start) / shape.batch
+    finally:
+        engine.close()
+
+
+def _show(ready: Preparation, facts: dict[str, Any]) -> None:
+    p, info = ready.plan, ready.volume.info
+    core = " × ".join(map(str, facts["core"]))
+    rows = [
+        ("volume", f"{info.path}: {info.axes} {' × '.join(map(str, info.shape))} {info.dtype}"),
+        ("model", f"{ready.artifact.card.name} ({ready.artifact.source})"),
+        ("tiles", f"{p.n_tiles} of {p.tile_y} × {p.tile_x} px, each keeping {core}"),
+        ("blocks", f"{p.n_blocks} of {' × '.join(map(str, p.block_shape))} (z y x)"),
+        ("chunks out", " × ".join(map(str, p.grid.chunk)) + (f", shards {p.grid.shard}" if p.grid.shard else "")),
+        ("work", f"{p.flops / 1e12:.3g} TFLOP, {(p.flops_ratio - 1):.0%} more than an endless tile would need"),
+        ("read", f"{format_bytes(facts['bytes_read'])} with halos"),
+        ("memory", f"about {format_bytes(p.peak_memory_bytes)}, whatever the volume's size"),
+        ("disk", f"up to {format_bytes(facts['disk_bytes'])}, {format_bytes(facts['disk_free_bytes'])} free"),
+        (
+            "time",
+            "not estimated"
+            if facts["seconds"] is None
+            else f"about {format_seconds(facts['seconds'])}: one tile took {facts['seconds_per_tile']:.2f} s just now",
+        ),
+        ("output", f"{facts['output']}, {facts['pyramid_levels']} level(s)"),
+    ]
+    show_rows(rows)

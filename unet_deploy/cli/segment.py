@@ -1,0 +1,122 @@
+"""``unet-deploy segment``: a volume in, labels and probabilities out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unet_deploy.cli import _options as flags
+from unet_deploy.cli._report import (
+    format_bytes,
+    format_seconds,
+    peak_memory_bytes,
+    show_json,
+    show_progress,
+    show_rows,
+)
+
+if TYPE_CHECKING:
+    from unet_deploy.runtime.pipeline import SegmentationResult
+
+
+def segment(
+    volume: flags.VolumeArgument,
+    model: flags.ModelOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="STORE", help="Default: VOLUME_segmentation.ome.zarr beside it."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier segmentation.")] = False,
+    write: Annotated[
+        list[str] | None,
+        typer.Option("--write", metavar="KIND", help="labels or probabilities; repeat. Default: both."),
+    ] = None,
+    channel: flags.ChannelOption = None,
+    axes: flags.AxesOption = None,
+    level: flags.LevelOption = 0,
+    input_range: flags.InputRangeOption = None,
+    device: flags.DeviceOption = "auto",
+    threads: flags.ThreadsOption = 0,
+    tile: flags.TileOption = None,
+    batch: flags.BatchOption = 1,
+    memory: flags.MemoryOption = 2048,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler. Default: in this process.")
+    ] = None,
+    no_space_check: Annotated[
+        bool, typer.Option("--no-space-check", help="Start even if the uncompressed result would not fit.")
+    ] = False,
+    as_json: flags.JsonOption = False,
+) -> None:
+    """Segment a Zarr volume into an OME-Zarr of labels and probabilities.
+
+    Tiles overlap exactly and borders are mirrored, so the result equals one pass over each whole plane.
+    """
+    from unet_deploy.runtime import pipeline
+
+    with show_progress() as progress:
+        result = pipeline.segment(
+            volume,
+            model=flags.load_model(model),
+            output=output,
+            overwrite=overwrite,
+            write=write or pipeline.DEFAULT_KINDS,
+            channels=channel or (),
+            axes=axes,
+            level=level,
+            input_range=flags.parse_input_range(input_range),
+            device=device,
+            threads=threads,
+            tile=flags.parse_tile(tile),
+            batch=batch,
+            memory_bytes=memory * 2**20,
+            scheduler=scheduler,
+            check_free_space=not no_space_check,
+            progress=progress,
+        )
+    if as_json:
+        show_json(result_to_object(result))
+    else:
+        show_result(result)
+
+
+def result_to_object(result: SegmentationResult) -> dict[str, Any]:
+    """Return a result as JSON values."""
+    return {
+        "output": str(result.output),
+        "labels": None if result.labels is None else str(result.labels),
+        "pixels": result.plan.extents.pixels,
+        "pixels_per_second": result.pixels_per_second,
+        "class_fractions": result.class_fractions,
+        "seconds": result.seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "engine": result.engine.to_object(),
+        "plan": result.plan.to_object(),
+    }
+
+
+def show_result(result: SegmentationResult) -> None:
+    """Print the summary of a finished run."""
+    plan, seconds = result.plan, result.seconds
+    peak = peak_memory_bytes()
+    extents = plan.extents
+    rows = [
+        ("output", str(result.output)),
+        ("labels", str(result.labels) if result.labels is not None else "not written"),
+        *(("share", f"{fraction:6.1%} {name}") for name, fraction in result.class_fractions.items() if result.labels),
+        ("pixels", f"{extents.pixels:,} ({extents.t} × {extents.z} × {extents.y} × {extents.x} t z y x)"),
+        (
+            "time",
+            f"{format_seconds(seconds['total'])}, {result.pixels_per_second / 1e6:.2f} Mpx/s "
+            f"(preparing {seconds['prepare']:.1f}, blocks {seconds['blocks']:.1f}, pyramid {seconds['pyramid']:.1f})",
+        ),
+        ("tiles", f"{plan.n_tiles} of {plan.tile_y} × {plan.tile_x} px in {plan.n_blocks} blocks"),
+        (
+            "engine",
+            f"{result.engine.engine} {result.engine.versions.get('onnxruntime', '')}, {result.engine.precision}",
+        ),
+        ("memory", format_bytes(peak) if peak is not None else "not measured on this system"),
+    ]
+    show_rows(rows)
