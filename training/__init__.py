@@ -14,11 +14,10 @@ from unet_deploy.errors import MissingDependencyError
 if TYPE_CHECKING:
     from unet_deploy.training.augment import AugmentationConfig, draw_patch
     from unet_deploy.training.checkpoint import load_checkpoint, save_checkpoint
+    from unet_deploy.training.config import About, TrainingConfig
     from unet_deploy.training.data import AnnotatedImage, TrainingData, read_training_data
     from unet_deploy.training.loop import (
-        About,
         Progress,
-        TrainingConfig,
         TrainingResult,
         learning_rate,
         train_unet,
@@ -50,6 +49,8 @@ _MODULES = {
     "draw_patch": "augment",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
+    "About": "config",
+    "TrainingConfig": "config",
     "AnnotatedImage": "data",
     "TrainingData": "data",
     "read_training_data": "data",

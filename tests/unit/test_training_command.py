@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,18 @@ def test_flags_that_mean_something() -> None:
     assert parse_pixel_size("4, 4.5") == (4.0, 4.5)
 
 
+class NoSkimage(MetaPathFinder):
+    """Python without scikit-image."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == "skimage":
+            raise ModuleNotFoundError("No module named 'skimage'", name="skimage")
+
+
 def test_a_missing_reader_names_the_extra(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "skimage.io")
-    monkeypatch.setitem(sys.modules, "skimage", None)
+    for module in [name for name in sys.modules if name.partition(".")[0] == "skimage"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [NoSkimage(), *sys.meta_path])
     with pytest.raises(MissingDependencyError, match="reading images needs the package 'scikit-image'") as caught:
         read_training_data(*folders)
     assert "pip install 'unet-deploy[train]'" in str(caught.value)

@@ -15,11 +15,10 @@ torch = pytest.importorskip("torch", reason="the extra 'train' is not installed"
 from unet_deploy.card import Histogram, ModelCard  # noqa: E402
 from unet_deploy.card_json import dump_card, parse_card  # noqa: E402
 from unet_deploy.errors import ConfigurationError  # noqa: E402
+from unet_deploy.training.config import About, TrainingConfig  # noqa: E402
 from unet_deploy.training.data import AnnotatedImage, TrainingData  # noqa: E402
 from unet_deploy.training.loop import (  # noqa: E402
-    About,
     Progress,
-    TrainingConfig,
     class_weights,
     learning_rate,
     train_unet,
