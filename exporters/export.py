@@ -141,4 +141,4 @@ def _smooth_image(channels: int, y: int, x: int, card: ModelCard) -> npt.NDArray
     low, high = card.input.value_range
     values = np.clip(smooth * std + mean, low, high)
     dtype = np.dtype(card.input.dtype)
-    return (np.rint(values) if dtype.kind in "iu" else values).astype(dtype)
+    return np.asarray(np.rint(values) if dtype.kind in "iu" else values, dtype)

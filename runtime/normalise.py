@@ -90,12 +90,12 @@ def choose_normaliser(
 def to_labels(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """Return the class of each pixel: logits (k, y, x) to uint8 (y, x); on a tie the lower class."""
     if logits.shape[0] == 2:  # skips argmax's general path; the same by definition
-        return (logits[1] > logits[0]).view(np.uint8)
-    return logits.argmax(axis=0).astype(np.uint8)
+        return np.asarray(logits[1] > logits[0]).view(np.uint8)
+    return np.asarray(logits.argmax(axis=0), np.uint8)
 
 
 def to_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """Return the soft-max (paper, section 3) in 8 bit: logits (k, y, x) to uint8 (k, y, x), 255 for certain."""
     powers = np.exp(logits - logits.max(axis=0))
     powers *= np.float32(255) / powers.sum(axis=0)
-    return np.rint(powers, out=powers).astype(np.uint8)
+    return np.asarray(np.rint(powers, out=powers), np.uint8)

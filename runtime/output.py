@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.codecs import ZstdCodec
 
 from unet_deploy.card import ClassInfo
 from unet_deploy.errors import NoSpaceError, OutputExistsError, OutputPathError
@@ -311,7 +312,7 @@ def _create_level(spec: OutputSpec, kind: Kind, level: int) -> None:
         chunks=spec.to_layout(kind, chunk),
         shards=spec.to_layout(kind, shard) if spec.grid.shard else None,
         dtype="uint8",
-        compressors=zarr.codecs.ZstdCodec(level=ZSTD_LEVEL) if is_v3 else _zstd_v2(),
+        compressors=ZstdCodec(level=ZSTD_LEVEL) if is_v3 else _zstd_v2(),
         fill_value=0,
         zarr_format=spec.zarr_format,
         dimension_names=list(spec.axes_of(kind)) if is_v3 else None,

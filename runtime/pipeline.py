@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -353,11 +354,9 @@ def _provenance(
     *,
     input_range: tuple[float, float] | None,
 ) -> dict[str, Any]:
-    import zarr
-
     artifact, info = ready.artifact, ready.volume.info
     return {
-        "software": {"unet-deploy": unet_deploy.__version__, "numpy": np.__version__, "zarr": zarr.__version__},
+        "software": {"unet-deploy": unet_deploy.__version__, "numpy": np.__version__, "zarr": version("zarr")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -11,9 +11,11 @@ import base64
 import binascii
 import json
 import math
+import operator
 import re
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -237,7 +239,7 @@ def _read_card(reader: _Reader) -> ModelCard | None:
             "crop_margins": list(geometry.crop_margins),
         }
         for key, value in expected.items():
-            declared.take(key, f"{value} (depth {depth})", lambda v, value=value: bool(v == value))
+            declared.take(key, f"{value} (depth {depth})", partial(operator.eq, value))
         declared.finish()
 
     inp = reader.take_object("input")

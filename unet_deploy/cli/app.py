@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
-import click
 import typer
 
 from unet_deploy import __version__
@@ -20,11 +19,15 @@ from unet_deploy.cli.inspect import inspect
 from unet_deploy.cli.plan import plan
 from unet_deploy.cli.segment import segment
 from unet_deploy.cli.train import train
-from unet_deploy.errors import UnetDeployError
+from unet_deploy.errors import UnetDeployError, UsageError
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 DEBUG_FLAG = "--debug"
+# Newer typer carries its own copy of click, older imports it: the class is found where typer's own errors have it.
+_UsageProblem = cast(
+    "type[typer.BadParameter]", next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+)
 
 app = typer.Typer(
     name="unet-deploy",
@@ -49,9 +52,7 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[
-        bool, typer.Option(DEBUG_FLAG, help="Show tracebacks and the log; may stand anywhere.")
-    ] = False,
+    debug: Annotated[bool, typer.Option(DEBUG_FLAG, help="Show tracebacks and the log; may stand anywhere.")] = False,
 ) -> None:
     """Train, export and run the paper's U-Net."""
 
@@ -69,10 +70,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         show_error(error)
         return error.exit_code
-    except click.ClickException as error:
+    except _UsageProblem as error:
         error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+        return UsageError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of stdout left, as `head` does
