@@ -38,7 +38,7 @@ REGION_SIDE = 2048
 """Side of the pieces in which pyramid levels are made; rounded to whole write units."""
 ZSTD_LEVEL = 1
 
-Box = tuple[slice, ...]
+_NODE_FILES = ("zarr.json", ".zgroup", ".zarray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +108,13 @@ def check_output_path(output: Path, *, volume: Path, overwrite: bool) -> None:
             "writing there would change or delete the input",
             fix=f"--output {there.parent / (there.name.split('.')[0] + '_segmentation.ome.zarr')}",
         )
+    store = find_store(output)
+    if store is not None:
+        raise OutputPathError(
+            f"the output {output} lies inside the Zarr store {store}",
+            "a store is changed only by who made it",
+            fix=f"--output {store.parent / (output.stem.split('.')[0] + '_segmentation.ome.zarr')}",
+        )
     if not output.parent.is_dir():
         raise OutputPathError(
             f"the folder of the output {output} does not exist",
@@ -122,12 +129,27 @@ def check_output_path(output: Path, *, volume: Path, overwrite: bool) -> None:
             "nothing was written",
             fix="choose another --output, or replace it with --overwrite",
         )
-    if not _is_ours(output):
+    if read_provenance(output) is None:
         raise OutputPathError(
             f"{output} is no segmentation written by unet-deploy, so --overwrite does not delete it",
             f"a Zarr group with the attribute {PROVENANCE_KEY!r} was expected",
             fix="choose another --output, or remove it yourself",
         )
+
+
+def find_store(path: Path) -> Path | None:
+    """Return the outermost Zarr node that `path` lies inside, None if there is none."""
+    nodes = [parent for parent in path.resolve().parents if any((parent / name).is_file() for name in _NODE_FILES)]
+    return nodes[-1] if nodes else None
+
+
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """Return what a segmentation of ours says of itself; None for anything else."""
+    try:
+        found = zarr.open_group(str(path), mode="r").attrs.get(PROVENANCE_KEY)
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def check_space(spec: OutputSpec) -> None:
@@ -389,10 +411,3 @@ def _omero(classes: Sequence[ClassInfo]) -> dict[str, Any]:
             for index, c in enumerate(classes)
         ]
     }
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        return PROVENANCE_KEY in zarr.open_group(str(path), mode="r").attrs
-    except (OSError, ValueError, KeyError):
-        return False

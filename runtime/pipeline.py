@@ -47,6 +47,7 @@ from unet_deploy.runtime.output import (
     check_output_path,
     check_space,
     create_output,
+    find_store,
     finish_output,
 )
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, SegmentationPlan, plan_segmentation
@@ -59,8 +60,9 @@ DEFAULT_KINDS: tuple[Kind, ...] = ("labels", "probabilities")
 class SegmentationResult:
     """What a run made.
 
-    `class_fractions` has the share of each class by name; `seconds` the wall time by stage ("total" among them) and
-    the summed thread time of reading, inference and writing. `failed` lists blocks that are holes in the output.
+    `class_fractions` has the share of each class by name, where labels were made. `seconds` has the wall time by stage
+    ("total" among them) and the summed thread time of reading, inference and writing. `failed` lists the blocks that
+    are holes in the output.
     """
 
     output: Path
@@ -78,14 +80,17 @@ class SegmentationResult:
 
 
 def default_output(volume: str | Path) -> Path:
-    """Return where a segmentation goes when nobody says: beside the volume.
+    """Return where a segmentation goes when nobody says: beside the volume, or beside the store that it lies in.
 
     >>> default_output("data/brain.ome.zarr").as_posix()
     'data/brain_segmentation.ome.zarr'
     """
     path = Path(volume)
-    stem = re.sub(r"(\.ome)?\.zarr$", "", path.name) or path.resolve().name
-    return path.parent / f"{stem}_segmentation.ome.zarr"
+    store = find_store(path)
+    inside = () if store is None else path.resolve().relative_to(store).parts
+    root = path if store is None else store
+    stem = re.sub(r"(\.ome)?\.zarr$", "", root.name) or root.resolve().name
+    return root.parent / ("_".join((stem, *inside, "segmentation")) + ".ome.zarr")
 
 
 def prepare(
@@ -342,9 +347,11 @@ def _spatial(info: VolumeInfo, sizes: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _class_fractions(reports: Sequence[BlockReport], card: ModelCard) -> dict[str, float]:
-    counts = np.array([r.class_counts for r in reports if r.class_counts], np.int64).reshape(-1, len(card.classes))
-    totals = counts.sum(axis=0)
-    return {c.name: float(n / max(totals.sum(), 1)) for c, n in zip(card.classes, totals, strict=True)}
+    counts = [r.class_counts for r in reports if r.class_counts]
+    if not counts:  # no labels were made
+        return {}
+    totals = np.array(counts, np.int64).sum(axis=0)
+    return {c.name: float(n / totals.sum()) for c, n in zip(card.classes, totals, strict=True)}
 
 
 def _provenance(

@@ -1,20 +1,79 @@
-"""What every test shares: hypothesis without a clock, a tiny network, and the command line in this process."""
+"""What every test shares: hypothesis without a clock, a tiny network, the integer fake, and the command line."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.tiny import CARD
+from unet_deploy.card import ClassInfo, InputContract, ModelCard, Network, Normalisation
+from unet_deploy.card_json import dump_card
+from unet_deploy.runtime.artifact import Artifact, load_artifact
+from unet_deploy.runtime.engines.fake import FakeEngine
 
 # A shared machine may pause for a second at any time: slowness is pytest-timeout's business, not each example's.
 settings.register_profile(
     "unet-deploy", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 settings.load_profile("unet-deploy")
+
+CardFactory = Callable[..., ModelCard]
+ArtifactFactory = Callable[..., Artifact]
+
+
+def _card(
+    *,
+    depth: int = 2,
+    base_width: int = 1,
+    in_channels: int = 1,
+    classes: int = 2,
+    dtype: Any = "uint8",
+    value_range: tuple[float, float] = (0.0, 255.0),
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> ModelCard:
+    return replace(
+        CARD,
+        network=Network(depth=depth, base_width=base_width, in_channels=in_channels, classes=classes),
+        input=InputContract(dtype=dtype, value_range=value_range, channels=tuple(f"c{i}" for i in range(in_channels))),
+        normalisation=Normalisation(mean=(mean,) * in_channels, std=(std,) * in_channels, source="made up"),
+        classes=tuple(ClassInfo(name=f"class {i}", colour=f"#{40 * i:02x}8040") for i in range(classes)),
+    )
+
+
+def _fake_artifact(**sizes: Any) -> Artifact:
+    card = _card(**sizes)
+    sha256 = hashlib.sha256(dump_card(card).encode()).hexdigest()  # the runtime keeps engines by hash
+    return Artifact(data=b"", card=card, source="fake", sha256=sha256, n_nodes=0)
+
+
+def _fake_engine(artifact: Artifact) -> FakeEngine:
+    return FakeEngine(artifact.card.network)
+
+
+@pytest.fixture(scope="session")
+def make_card() -> CardFactory:
+    """A maker of cards; its keywords are the sizes, the dtype, its range and the constants."""
+    return _card
+
+
+@pytest.fixture(scope="session")
+def fake_artifact() -> ArtifactFactory:
+    """A maker of artifacts without a graph, for `fake_factory` to run; keywords as of `make_card`."""
+    return _fake_artifact
+
+
+@pytest.fixture(scope="session")
+def fake_factory() -> Callable[[Artifact], FakeEngine]:
+    """What ``engine_factory`` wants: the integer engine of an artifact's network."""
+    return _fake_engine
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +92,12 @@ def tiny_model(tiny_checkpoint: Path) -> Path:
     from unet_deploy.exporters.export import export_checkpoint
 
     return export_checkpoint(tiny_checkpoint, tiny_checkpoint.with_name("tiny.onnx")).path
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_model: Path) -> Artifact:
+    """The same, loaded and checked."""
+    return load_artifact(tiny_model)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,8 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
     # package: (modules that may import it, why there)
     "numpy": (("*",), "arrays are everywhere; errors and geometry are held to integers by a test of their own"),
     "torch": (("unet_deploy.training*", "unet_deploy.exporters*"), "a machine that segments has no torch"),
-    "scipy": (("unet_deploy.training*",), "comes with the extra 'train'"),
+    "scipy": (("unet_deploy.metrics*",), "comes with the extra 'evaluate'"),
     "skimage": (("unet_deploy.training*",), "comes with the extra 'train'"),
-    "matplotlib": (("unet_deploy.training*",), "comes with the extra 'train'"),
     "onnx": (
         ("unet_deploy.exporters*", "unet_deploy.runtime.artifact"),
         "writes a graph; reads one at one seam",
@@ -186,7 +185,7 @@ def test_a_right_import_is_let_through(name: str, text: str) -> None:
 def test_every_home_is_lived_in(modules: list[Any]) -> None:
     """A permission that nobody uses is a leftover, unless the design names what is to come."""
     to_come = {"openvino", "tensorrt", "tensorrt_rtx", "cuda"}  # engines of DESIGN section 6
-    to_come |= {"scipy", "matplotlib"}  # of the paper's full recipe
+    to_come |= {"scipy"}  # of the metrics
     leftovers = [
         f"{package}: {pattern}"
         for package, (patterns, _) in HOMES.items()

@@ -74,8 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted", err=True)
-        return EXIT_INTERRUPTED
+        result = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of stdout left, as `head` does
         sys.stderr.close()
         return 0
@@ -89,6 +88,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             err=True,
         )
         return EXIT_BUG
+    if result == EXIT_INTERRUPTED:  # typer itself turns Ctrl-C into this code
+        typer.echo("interrupted: what was being written is incomplete; run again with --overwrite", err=True)
     return result if isinstance(result, int) else 0
 
 

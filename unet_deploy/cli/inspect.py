@@ -102,8 +102,13 @@ def _card_rows(card: ModelCard) -> list[tuple[str, str]]:
 
 
 def _inspect_volume(path: Path, *, axes: str | None, level: int) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    from unet_deploy.runtime.output import read_provenance
     from unet_deploy.runtime.volume import describe_volume, open_volume
 
+    made = read_provenance(path)
+    if made is not None and made.get("status") == "running":
+        rows = [("volume", str(path)), *_provenance_rows(made)]
+        return rows, {"segmentation": made}
     volume = open_volume(path, level=level, axes=axes)
     facts, info = describe_volume(volume), volume.info
     sizes = ", ".join(f"{axis} {n}" for axis, n in zip(info.axes, info.shape, strict=True))
@@ -115,8 +120,11 @@ def _inspect_volume(path: Path, *, axes: str | None, level: int) -> tuple[list[t
             for axis, value, unit in zip(info.axes, info.scale, units, strict=True)
         )
     version = f"OME-Zarr {info.ome_version}, " if info.ome_version else ""
+    if made is not None:
+        facts["segmentation"] = made
     rows = [
         ("volume", str(path)),
+        *_provenance_rows(made or {}),
         ("format", f"{version}Zarr v{info.zarr_format}"),
         ("name", info.name),
         ("axes", sizes),
@@ -132,3 +140,22 @@ def _inspect_volume(path: Path, *, axes: str | None, level: int) -> tuple[list[t
         ),
     ]
     return rows, facts
+
+
+def _provenance_rows(made: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a segmentation of ours says of itself, in words; nothing for other volumes."""
+    if not made:
+        return []
+    notes = {
+        "complete": "every block is there",
+        "partial": f"{len(made.get('failed_blocks', []))} block(s) failed and are 0",
+        "running": "being written, or the run was killed: not a result",
+    }
+    status = str(made.get("status"))
+    model, volume = made.get("model", {}), made.get("volume", {})
+    return [
+        ("made by", f"unet-deploy {made.get('software', {}).get('unet-deploy')}, started {made.get('started')}"),
+        ("status", f"{status}: {notes.get(status, 'unknown')}"),
+        ("model", f"{model.get('name')}, sha256 {str(model.get('sha256'))[:16]}…"),
+        ("source", str(volume.get("path"))),
+    ]

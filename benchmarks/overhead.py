@@ -1,0 +1,81 @@
+"""What everything around the network costs: `segment` against a plain loop of onnxruntime over the same tiles.
+
+    python benchmarks/overhead.py [--side 4096] [--model FILE] [--runs 3]
+
+The loop is the best case for the loop: inputs are cut and normalised beforehand, outputs are thrown away. `segment`
+reads the Zarr, mirrors, normalises, infers, makes labels and probabilities, writes both with pyramid and metadata, and
+its start-up counts. Both use the same session options; the runs alternate; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import zarr
+from common import make_mosaic, save
+
+from unet_deploy.runtime import load_artifact, load_bundled_artifact, open_engine, prepare, segment
+from unet_deploy.runtime.normalise import Normaliser
+from unet_deploy.runtime.windows import plan_window, spread
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--side", type=int, default=4096)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    artifact = load_artifact(options.model) if options.model else load_bundled_artifact()
+    constants = artifact.card.normalisation
+    normalise = Normaliser(mean=constants.mean, std=constants.std)
+
+    with tempfile.TemporaryDirectory() as folder:
+        volume = make_mosaic(Path(folder) / "mosaic.zarr", options.side)
+        plan = prepare(volume, model=artifact).plan
+        pixels = np.asarray(zarr.open_array(str(volume), mode="r")[:])
+        inputs = []
+        for block in plan.blocks():
+            y = plan_window(plan.geometry, block.tiles_y, options.side)
+            x = plan_window(plan.geometry, block.tiles_x, options.side)
+            window = spread(pixels[None, y.source.slice, x.source.slice], y, x)
+            inputs += [
+                normalise(window[:, ty.read.shifted(-y.window.start).slice, tx.read.shifted(-x.window.start).slice])
+                for ty in block.tiles_y
+                for tx in block.tiles_x
+            ]
+        loop_s, segment_s, stages = [], [], []
+        for run in range(options.runs):
+            engine = open_engine(artifact, device="cpu")
+            engine.infer(inputs[0][None])
+            start = time.perf_counter()
+            for tile in inputs:
+                engine.infer(tile[None])
+            loop_s.append(time.perf_counter() - start)
+            engine.close()
+            result = segment(volume, model=artifact, output=Path(folder) / f"out{run}.ome.zarr")
+            segment_s.append(result.seconds["total"])
+            stages.append(result.seconds)
+    ratio = statistics.median(s / e for s, e in zip(segment_s, loop_s, strict=True))
+    save(
+        f"overhead-width{artifact.card.network.base_width}-{options.side}",
+        {
+            "what": "wall time of segment over a plain loop of the engine on the same tiles, prepared beforehand",
+            "command": f"python benchmarks/overhead.py --side {options.side}",
+            "ratio": round(ratio, 4),
+            "segment_s": [round(s, 3) for s in segment_s],
+            "loop_s": [round(s, 3) for s in loop_s],
+            "segment_mpx_per_s": round(options.side**2 / statistics.median(segment_s) / 1e6, 3),
+            "loop_mpx_per_s": round(options.side**2 / statistics.median(loop_s) / 1e6, 3),
+            "plan": plan.to_object(),
+            "stages_s": [{k: round(v, 3) for k, v in s.items()} for s in stages],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
