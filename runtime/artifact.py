@@ -79,7 +79,14 @@ def load_artifact(path: str | Path) -> Artifact:
 
 def load_bundled_artifact() -> Artifact:
     """Return the network that comes with the package: membranes in EM, trained on ISBI 2012."""
-    data = importlib.resources.files("unet_deploy.models").joinpath(BUNDLED_MODEL).read_bytes()
+    file = importlib.resources.files("unet_deploy.models").joinpath(BUNDLED_MODEL)
+    if not file.is_file():
+        raise ModelNotFoundError(
+            f"this installation lacks its bundled network, {BUNDLED_MODEL}",
+            f"expected at {file}",
+            fix="install unet-deploy again, or choose a model with --model",
+        )
+    data = file.read_bytes()
     return read_artifact(data, source=f"bundled {BUNDLED_MODEL}")
 
 

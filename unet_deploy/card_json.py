@@ -14,13 +14,13 @@ import math
 import operator
 import re
 import zlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from unet_deploy._json_reader import Reader, is_mapping, is_names, is_number, load_strict
 from unet_deploy.card import (
     ClassInfo,
     Histogram,
@@ -44,7 +44,6 @@ MAX_CLASSES = 255
 MAX_TENSOR_BYTES = 64 * 2**20
 """A test tensor that declares more is refused before it is inflated."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 
@@ -127,19 +126,19 @@ def parse_card(text: str, *, source: str) -> ModelCard:
         If it is no JSON, of an unknown version, has unknown or missing keys, or values that cannot be.
     """
     try:
-        data = json.loads(text, parse_constant=_refuse_constant)
+        data = load_strict(text)
     except (ValueError, RecursionError) as error:
         raise CardError(
             "the model card is not valid JSON", f"in {source}", str(error), fix="export the model again"
         ) from error
     version = data.get("card_version") if isinstance(data, dict) else None
-    if version != CARD_VERSION:
+    if type(version) is not int or version != CARD_VERSION:
         raise CardError(
             f"model card version {version!r} came, this release reads version {CARD_VERSION}",
             f"in {source}",
             fix="use the unet-deploy release that exported the model, or export it again with this one",
         )
-    reader = _Reader(data, "")
+    reader = Reader(data, "")
     card = _read_card(reader)
     if card is None:
         raise CardError(
@@ -151,74 +150,7 @@ def parse_card(text: str, *, source: str) -> ModelCard:
     return card
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number a card may hold")
-
-
-class _Reader:
-    """Takes values out of one JSON object, noting each problem instead of stopping at the first."""
-
-    def __init__(self, data: Any, path: str, problems: list[str] | None = None) -> None:
-        self.problems: list[str] = [] if problems is None else problems
-        self.path = path
-        self.data: JsonObject = data if isinstance(data, dict) else {}
-        self.left = set(self.data)
-        if not isinstance(data, dict):
-            self.note("", f"an object was expected, {_show(data)} came")
-
-    def note(self, key: str, what: str) -> None:
-        self.problems.append(f"{self.path}{key}: {what}")
-
-    def take(self, key: str, claim: str, is_good: Callable[[Any], bool]) -> Any:
-        if key not in self.left:
-            self.note(key, "missing")
-            return None
-        self.left.discard(key)
-        value = self.data[key]
-        if not is_good(value):
-            self.note(key, f"{claim} was expected, {_show(value)} came")
-            return None
-        return value
-
-    def take_object(self, key: str) -> _Reader:
-        return _Reader(
-            self.take(key, "an object", lambda v: isinstance(v, dict)) or {}, f"{self.path}{key}.", self.problems
-        )
-
-    def take_text(self, key: str) -> Any:
-        return self.take(key, "text", lambda v: isinstance(v, str))
-
-    def take_int(self, key: str, low: int, high: int) -> Any:
-        return self.take(key, f"an integer in {low}..{high}", lambda v: type(v) is int and low <= v <= high)
-
-    def take_choice(self, key: str, choices: tuple[str, ...]) -> Any:
-        return self.take(key, f"one of {', '.join(choices)}", lambda v: v in choices)
-
-    def take_numbers(
-        self, key: str, *, positive: bool = False, optional: bool = False, length: int | None = None
-    ) -> Any:
-        def is_good(value: Any) -> bool:
-            if value is None:
-                return optional
-            if not isinstance(value, list) or (length is not None and len(value) != length):
-                return False
-            return all(_is_number(v) and (v > 0 or not positive) for v in value)
-
-        claim = f"{'a list' if length is None else length} of {'positive ' if positive else ''}numbers"
-        value = self.take(key, claim, is_good)
-        return None if value is None else tuple(value)
-
-    def take_hash(self, key: str) -> Any:
-        return self.take(
-            key, "a sha256 or null", lambda v: v is None or (isinstance(v, str) and bool(_SHA256.fullmatch(v)))
-        )
-
-    def finish(self) -> None:
-        for key in sorted(self.left):
-            self.note(key, "unknown key")
-
-
-def _read_card(reader: _Reader) -> ModelCard | None:
+def _read_card(reader: Reader) -> ModelCard | None:
     reader.left.discard("card_version")
     name, description = reader.take_text("name"), reader.take_text("description")
 
@@ -246,7 +178,7 @@ def _read_card(reader: _Reader) -> ModelCard | None:
     inp.take_choice("axes", ("cyx",))
     dtype = inp.take_choice("dtype", get_args(InputDtype))
     value_range = inp.take_numbers("value_range", length=2)
-    channel_names = inp.take("channels", f"a list of {channels} names", lambda v: _is_names(v, channels))
+    channel_names = inp.take("channels", f"a list of {channels} names", lambda v: is_names(v, channels))
     pixel_size = inp.take_numbers("pixel_size_nm", positive=True, optional=True, length=2)
     inp.finish()
     if value_range is not None and value_range[0] >= value_range[1]:
@@ -264,7 +196,7 @@ def _read_card(reader: _Reader) -> ModelCard | None:
     )
     infos = []
     for index, entry in enumerate(class_list or []):
-        item = _Reader(entry, f"classes[{index}].", reader.problems)
+        item = Reader(entry, f"classes[{index}].", reader.problems)
         colour = item.take("colour", "#rrggbb", lambda v: isinstance(v, str) and bool(_COLOUR.fullmatch(v)))
         infos.append(ClassInfo(name=item.take_text("name"), colour=colour))
         item.finish()
@@ -295,52 +227,59 @@ def _read_card(reader: _Reader) -> ModelCard | None:
     )
 
 
-def _read_training(item: _Reader) -> Training:
+def _read_training(item: Reader) -> Training:
     training = Training(
         data=item.take_text("data"),
         licence=item.take_text("licence"),
         citation=item.take_text("citation"),
         images=item.take_int("images", 0, 10**9),
-        validation=tuple(item.take("validation", "a list of names", lambda v: _is_names(v, None)) or ()),
+        validation=tuple(item.take("validation", "a list of names", lambda v: is_names(v, None)) or ()),
         steps=item.take_int("steps", 0, 10**12),
         seed=item.take_int("seed", 0, 2**64 - 1),
-        seconds=item.take("seconds", "a number", _is_number),
-        versions=item.take("versions", "names to versions", lambda v: _is_mapping(v, lambda x: isinstance(x, str))),
-        scores=item.take("scores", "names to numbers", lambda v: _is_mapping(v, _is_number)),
+        seconds=item.take("seconds", "a number", is_number),
+        versions=item.take("versions", "names to versions", lambda v: is_mapping(v, lambda x: isinstance(x, str))),
+        scores=item.take("scores", "names to numbers", lambda v: is_mapping(v, is_number)),
         recipe=item.take("recipe", "an object", lambda v: isinstance(v, dict)),
     )
     item.finish()
     return training
 
 
-def _read_histogram(reader: _Reader) -> Histogram | None:
+def _read_histogram(reader: Reader) -> Histogram | None:
     data = reader.take("histogram", "an object or null", lambda v: v is None or isinstance(v, dict))
     if data is None:
         return None
-    item = _Reader(data, "histogram.", reader.problems)
+    item = Reader(data, "histogram.", reader.problems)
     value_range = item.take_numbers("value_range", length=2)
     counts = item.take(
         "counts", "a list of counts", lambda v: isinstance(v, list) and all(type(c) is int and c >= 0 for c in v)
     )
     item.finish()
+    if value_range is not None and value_range[0] >= value_range[1]:
+        item.note("value_range", f"low must be below high, {list(value_range)} came")
     return None if item.problems else Histogram(value_range=value_range, counts=tuple(counts))
 
 
 def _read_test_tensor(
-    reader: _Reader, *, dtype: str | None, channels: int | None, classes: int | None, depth: int | None
+    reader: Reader, *, dtype: str | None, channels: int | None, classes: int | None, depth: int | None
 ) -> TestTensor | None:
     data = reader.take("test_tensor", "an object or null", lambda v: v is None or isinstance(v, dict))
     if data is None:
         return None
-    item = _Reader(data, "test_tensor.", reader.problems)
+    item = Reader(data, "test_tensor.", reader.problems)
     image, logits = (_decode(item, key) for key in ("image", "logits"))
     item.finish()
     if image is None or logits is None or None in (dtype, channels, classes, depth):
         return None
     assert depth is not None
-    shrink = 2 * Geometry(depth).context
+    geometry = Geometry(depth)
+    shrink = 2 * geometry.context
     if image.ndim != 4 or image.shape[1] != channels or image.dtype != dtype:
         item.note("image", f"(n, {channels}, y, x) of {dtype} was expected, {image.shape} of {image.dtype} came")
+        return None
+    if not all(geometry.is_legal(side) for side in image.shape[2:]):
+        sides = " x ".join(map(str, image.shape[2:]))
+        item.note("image", f"sides that a network of depth {depth} takes were expected, {sides} came")
         return None
     expected = (image.shape[0], classes, image.shape[2] - shrink, image.shape[3] - shrink)
     if logits.shape != expected or logits.dtype != np.float32:
@@ -354,11 +293,13 @@ def _encode(array: npt.NDArray[Any]) -> JsonObject:
     return {"dtype": array.dtype.name, "shape": list(array.shape), "zlib_base64": data}
 
 
-def _decode(parent: _Reader, key: str) -> npt.NDArray[Any] | None:
+def _decode(parent: Reader, key: str) -> npt.NDArray[Any] | None:
     item = parent.take_object(key)
     dtype = item.take_choice("dtype", get_args(InputDtype))
     shape = item.take(
-        "shape", "a list of positive sizes", lambda v: isinstance(v, list) and all(type(n) is int and n > 0 for n in v)
+        "shape",
+        "a list of positive sizes",
+        lambda v: isinstance(v, list) and all(type(n) is int and 0 < n <= MAX_TENSOR_BYTES for n in v),
     )
     text = item.take_text("zlib_base64")
     item.finish()
@@ -382,20 +323,3 @@ def _decode(parent: _Reader, key: str) -> npt.NDArray[Any] | None:
 
 def _list_or_none(values: tuple[float, ...] | None) -> list[float] | None:
     return None if values is None else list(values)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_names(value: Any, length: int | None) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) for v in value) and length in (None, len(value))
-
-
-def _is_mapping(value: Any, is_good: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(is_good(v) for v in value.values())
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="parity with torch needs the extra 'train'")
 
 from unet_deploy.card import Network  # noqa: E402
+from unet_deploy.errors import ParityError  # noqa: E402
 from unet_deploy.exporters.graph import build_graph  # noqa: E402
+from unet_deploy.exporters.parity import compare  # noqa: E402
+from unet_deploy.runtime.engines import CheckedEngine  # noqa: E402
 from unet_deploy.runtime.engines.onnxruntime_cpu import OnnxruntimeCpuEngine  # noqa: E402
 from unet_deploy.training.network import UNet  # noqa: E402
 
@@ -42,6 +47,18 @@ def test_graph_equals_torch_at_legal_sizes(network: Network) -> None:
         came = engine.infer(batch)
         assert came.shape == expected.shape == (n, network.classes, *(g.output_side(s) for s in shape[2:]))
         assert np.abs(came - expected).max() <= 1e-5 * np.abs(expected).max() + 1e-5
+
+
+def test_a_difference_is_refused_with_every_shape(make_card: Any) -> None:
+    network = Network(depth=1, base_width=2, in_channels=1, classes=2)
+    exported, other = UNet(depth=1, base_width=2), UNet(depth=1, base_width=2)
+    graph = build_graph(network, {k: v.detach().numpy() for k, v in exported.state_dict().items()})
+    engine = CheckedEngine(
+        OnnxruntimeCpuEngine(graph.SerializeToString(), precision="fp32"), make_card(depth=1, base_width=2)
+    ).open()
+    assert len(compare(exported, engine, network)) == 4
+    with pytest.raises(ParityError, match=r"does not compute what the checkpoint computes(\n.*input \(.*){4}"):
+        compare(other, engine, network)
 
 
 def test_dropout_is_not_exported() -> None:

@@ -19,10 +19,9 @@ from distributed import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unet_deploy.card import ClassInfo, InputContract, ModelCard, Network, Normalisation, Training
+from unet_deploy.card import Network
 from unet_deploy.geometry import Geometry, Interval, cover_axis
 from unet_deploy.runtime import segment, segment_array
-from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines import CheckedEngine
 from unet_deploy.runtime.engines.fake import FakeEngine
 from unet_deploy.runtime.execute import segment_window
@@ -32,26 +31,6 @@ from unet_deploy.runtime.windows import plan_window, spread
 
 Array = npt.NDArray[Any]
 RAW = Normaliser(mean=(0.0,), std=(1.0,))
-
-
-def make_fake_artifact(depth: int, classes: int = 3) -> Artifact:
-    card = ModelCard(
-        name="integer fake",
-        description="",
-        network=Network(depth=depth, base_width=1, in_channels=1, classes=classes),
-        input=InputContract(dtype="uint8", value_range=(0, 255), channels=("grey",)),
-        normalisation=Normalisation(mean=(0.0,), std=(1.0,), source="nothing"),
-        classes=tuple(ClassInfo(name=f"class {k}", colour="#ff0000") for k in range(classes)),
-        training=Training(
-            data="", licence="", citation="", images=0, validation=(), steps=0, seed=0, seconds=0, versions={},
-            scores={}, recipe={},
-        ),
-    )  # fmt: skip
-    return Artifact(data=b"", card=card, source="fake", sha256=f"fake-{depth}-{classes}", n_nodes=0)
-
-
-def make_fake_engine(artifact: Artifact) -> FakeEngine:
-    return FakeEngine(artifact.card.network)
 
 
 def one_pass(plane: Array, network: Network) -> Array:
@@ -92,13 +71,13 @@ def cuttings(draw: st.DrawFn) -> tuple[SegmentationPlan, int]:
     return plan, draw(st.integers(0, 2**32 - 1))
 
 
-@given(cuttings())
-@settings(max_examples=120, deadline=None)
-def test_any_plan_gives_the_one_pass_result(cutting: tuple[SegmentationPlan, int]) -> None:
+@given(cutting=cuttings())
+@settings(max_examples=120)
+def test_any_plan_gives_the_one_pass_result(fake_artifact: Any, cutting: tuple[SegmentationPlan, int]) -> None:
     plan, seed = cutting
     e, network = plan.extents, plan.network
     volume = random_plane(seed, (e.z, e.y, e.x))
-    engine = CheckedEngine(FakeEngine(network), make_fake_artifact(network.depth).card).open()
+    engine = CheckedEngine(FakeEngine(network), fake_artifact(depth=network.depth, classes=3).card).open()
     labels = np.full((e.z, e.y, e.x), 255, np.uint8)
     probabilities = np.zeros((3, e.z, e.y, e.x), np.uint8)
     times_written = np.zeros((e.z, e.y, e.x), np.uint8)
@@ -151,10 +130,12 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.mark.slow
 @given(run=runs())
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_run_gives_the_one_pass_result(client: Any, run: dict[str, Any]) -> None:
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_run_gives_the_one_pass_result(
+    client: Any, fake_artifact: Any, fake_factory: Any, run: dict[str, Any]
+) -> None:
     volume = random_plane(run["seed"], run["shape"])
-    artifact = make_fake_artifact(run["depth"])
+    artifact = fake_artifact(depth=run["depth"], classes=3)
     expected = np.stack([to_labels(one_pass(plane, artifact.card.network)) for plane in volume])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "volume.zarr"
@@ -162,7 +143,7 @@ def test_any_run_gives_the_one_pass_result(client: Any, run: dict[str, Any]) -> 
         result = segment(
             path,
             model=artifact,
-            engine_factory=make_fake_engine,
+            engine_factory=fake_factory,
             tile=run["tile"],
             batch=run["batch"],
             scheduler=client,
@@ -172,17 +153,17 @@ def test_any_run_gives_the_one_pass_result(client: Any, run: dict[str, Any]) -> 
 
 
 @given(run=runs())
-@settings(max_examples=25, deadline=None)
-def test_a_dask_array_gives_the_one_pass_result(run: dict[str, Any]) -> None:
+@settings(max_examples=25)
+def test_a_dask_array_gives_the_one_pass_result(fake_artifact: Any, fake_factory: Any, run: dict[str, Any]) -> None:
     import dask.array
 
     volume = random_plane(run["seed"], run["shape"])
-    artifact = make_fake_artifact(run["depth"])
+    artifact = fake_artifact(depth=run["depth"], classes=3)
     expected = np.stack([to_labels(one_pass(plane, artifact.card.network)) for plane in volume])
     lazy = segment_array(
         dask.array.from_array(volume, chunks=run["chunks"]),
         model=artifact,
-        engine_factory=make_fake_engine,
+        engine_factory=fake_factory,
         tile=run["tile"],
         batch=run["batch"],
     )
@@ -231,8 +212,8 @@ def test_the_fake_sees_exactly_the_context() -> None:
         assert FakeEngine(network).infer(lit[None, None])[:, 0].any(), (y, x)
 
 
-def test_tiles_of_a_run_have_one_shape() -> None:
-    artifact = make_fake_artifact(2)
+def test_tiles_of_a_run_have_one_shape(fake_artifact: Any) -> None:
+    artifact = fake_artifact(depth=2)
     engine = FakeEngine(artifact.card.network)
     checked = CheckedEngine(engine, artifact.card).open()
     tiles = cover_axis(Geometry(2), Interval(0, 100), 84)

@@ -1,0 +1,58 @@
+"""The bundled network on real EM: the ISBI 2012 stack, used from beside the checkout and never committed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import zarr
+
+from unet_deploy.runtime import load_bundled_artifact, segment
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+STORES = ("ngff_zarr_v04.ome.zarr", "ngff_zarr_v05_sharded.ome.zarr", "ome_zarr_py_v05.ome.zarr")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (DATA / "isbi2012").is_dir(), reason=f"the ISBI 2012 data are not at {DATA}"),
+]
+
+
+def read_result(store: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    labels = zarr.open_array(str(store), path="labels/segmentation/0", mode="r")
+    probabilities = zarr.open_array(str(store), path="0", mode="r")
+    return np.asarray(labels[:]), np.asarray(probabilities[:])
+
+
+def test_stores_by_three_programs_give_the_same_result(tmp_path: Path) -> None:
+    results = []
+    for name in STORES:
+        output = tmp_path / name
+        segment(DATA / "zarr_isbi" / name, output=output)
+        results.append(read_result(output))
+        wanted = zarr.open_group(str(DATA / "zarr_isbi" / name), mode="r")
+        assert zarr.open_group(str(output), mode="r").metadata.zarr_format == wanted.metadata.zarr_format
+    labels, probabilities = results[0]
+    assert labels.shape == (8, 512, 512)
+    assert 0.1 < labels.mean() < 0.4  # guard: about as much membrane as there is
+    for other_labels, other_probabilities in results[1:]:
+        np.testing.assert_array_equal(other_labels, labels)
+        np.testing.assert_array_equal(other_probabilities, probabilities)
+
+
+def test_slices_left_out_of_training_are_right(tmp_path: Path) -> None:
+    imread = pytest.importorskip("skimage.io", reason="reading PNG needs the extra 'train'").imread
+    held_out = load_bundled_artifact().card.training.validation
+    assert held_out == ("14", "29")
+    folder = DATA / "isbi2012" / "train"
+    images, truth = (
+        np.stack([imread(folder / kind / f"{stem}.png") for stem in held_out]) for kind in ("image", "label")
+    )
+    zarr.create_array(str(tmp_path / "held_out.zarr"), data=images, chunks=(1, 256, 256))
+    segment(tmp_path / "held_out.zarr", output=tmp_path / "result.zarr")
+    labels, _ = read_result(tmp_path / "result.zarr")
+    wrong = (labels != (truth == 0)).mean(axis=(1, 2))  # membrane is 0 in the annotation and class 1 in the network
+    assert (wrong < 0.10).all(), dict(zip(held_out, wrong, strict=True))
