@@ -13,8 +13,9 @@
    - a true object is *missed* if it belongs to no predicted object and none belongs to it;
    - a predicted object is *added* if it belongs to no true object and none belongs to it.
 
-   Exchanging truth and prediction exchanges splits with merges and missed with added. An object may be both split and
-   merged, and one that is neither may still be badly outlined: that is what the thresholds are for.
+   Exchanging truth and prediction exchanges splits with merges and missed with added. A piece counts however small, so
+   crumbs inside a cell make it split. An object in none of these lists may still be badly outlined: that is what the
+   thresholds are for.
 4. Frames are counted one by one and pooled: scores come from the sums, not from the mean of the frames' scores.
 """
 
