@@ -29,8 +29,8 @@ from unet_deploy.geometry import Interval
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines import CheckedEngine, Engine, open_engine
 from unet_deploy.runtime.engines.base import Batch
-from unet_deploy.runtime.normalise import Normaliser, to_labels, to_probabilities
-from unet_deploy.runtime.output import Kind, OutputSpec, count_regions, create_level, downsample_region, write_block
+from unet_deploy.runtime.normalise import Normaliser, is_finite, to_labels, to_probabilities
+from unet_deploy.runtime.output import Kind, OutputSpec, count_regions, downsample_region, write_block
 from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT, Block, SegmentationPlan
 from unet_deploy.runtime.volume import Volume
 from unet_deploy.runtime.windows import plan_window, spread
@@ -214,19 +214,21 @@ def segment_window(
     probabilities = np.empty((engine.classes, *shape), np.uint8) if "probabilities" in kinds else None
     tiles = ((z, ty, tx) for z in range(block.z.size) for ty in block.tiles_y for tx in block.tiles_x)
     oy, ox = block.window_y.start, block.window_x.start
+    inputs: Batch = np.empty(
+        (batch, window.shape[0], block.tiles_y[0].read.size, block.tiles_x[0].read.size), np.float32
+    )
     while group := list(islice(tiles, batch)):
-        inputs: Batch = np.stack(
-            [normaliser(window[:, z, ty.read.shifted(-oy).slice, tx.read.shifted(-ox).slice]) for z, ty, tx in group]
-        )
-        for (z, ty, tx), output in zip(group, engine.infer(inputs), strict=True):
+        for i, (z, ty, tx) in enumerate(group):
+            normaliser(window[:, z, ty.read.shifted(-oy).slice, tx.read.shifted(-ox).slice], out=inputs[i])
+        for (z, ty, tx), output in zip(group, engine.infer(inputs[: len(group)]), strict=True):
             logits = output[:, ty.crop.slice, tx.crop.slice]
-            if not np.isfinite(logits).all():
+            if not is_finite(logits):
                 raise _not_finite(window, block, z)
             place = z, ty.keep.shifted(-block.y.start).slice, tx.keep.shifted(-block.x.start).slice
             if labels is not None:
                 labels[place] = to_labels(logits)
             if probabilities is not None:
-                probabilities[:, *place] = to_probabilities(logits)
+                to_probabilities(logits, out=probabilities[:, *place])
     return labels, probabilities
 
 
@@ -266,12 +268,12 @@ def run_blocks(job: Job, client: Any, *, progress: ProgressCallback | None) -> l
 
 
 def run_pyramid(spec: OutputSpec, client: Any, *, progress: ProgressCallback | None) -> None:
-    """Make the pyramid's levels, each from the one above."""
+    """Make the pyramid's levels that the blocks could not, each from the one above."""
     start = time.perf_counter()
-    total = sum(count_regions(spec, level) for level in range(1, spec.n_levels))
+    levels = range(1 + spec.n_block_levels, spec.n_levels)
+    total = sum(count_regions(spec, level) for level in levels)
     done = 0
-    for level in range(1, spec.n_levels):
-        create_level(spec, level)
+    for level in levels:
         for _ in _run_tasks(client, downsample_region, (spec, level), count_regions(spec, level)):
             done += 1
             if progress is not None:
@@ -355,7 +357,11 @@ def _in_process_client() -> Iterator[Any]:
     quiet = {
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
-        "distributed.admin.tick.limit": "1h",  # a busy event loop is no news: numpy and zarr share the process
+        # The network uses every core: nothing else may sample, monitor or tick beside it.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.system-monitor.interval": "10s",
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.tick.limit": "1h",
     }
     http = {"dashboard": False, "dashboard_address": "127.0.0.1:0", "protocol": "inproc://"}
     worker = {"cls": Worker, "options": {**http, "nthreads": BLOCKS_IN_FLIGHT, "memory_limit": 0}}  # the plan bounds it

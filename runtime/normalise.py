@@ -14,6 +14,9 @@ import numpy.typing as npt
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import ConfigurationError, ValueRangeError
 
+Batch = npt.NDArray[np.float32]
+STRIP = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normaliser:
@@ -27,14 +30,17 @@ class Normaliser:
     gain: float = 1.0
     offset: float = 0.0
 
-    def __call__(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return raw (c, y, x) of any dtype as normalised float32 (c, y, x), C-contiguous."""
-        values = np.array(raw, dtype=np.float32, order="C")
-        if (self.gain, self.offset) != (1.0, 0.0):
-            values *= np.float32(self.gain)
+    def __call__(self, raw: npt.NDArray[Any], out: Batch | None = None) -> Batch:
+        """Return raw (c, y, x) of any dtype as normalised float32 (c, y, x), in `out` if given."""
+        values = np.empty(raw.shape, np.float32) if out is None else out
+        mean, std = (np.array(constants, np.float32)[:, None, None] for constants in (self.mean, self.std))
+        if (self.gain, self.offset) == (1.0, 0.0):
+            np.subtract(raw, mean, out=values, dtype=np.float32)
+        else:
+            np.multiply(raw, np.float32(self.gain), out=values, dtype=np.float32)
             values += np.float32(self.offset)
-        values -= np.array(self.mean, np.float32)[:, None, None]
-        values /= np.array(self.std, np.float32)[:, None, None]
+            values -= mean
+        values /= std
         return values
 
 
@@ -87,15 +93,39 @@ def choose_normaliser(
     )
 
 
-def to_labels(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def to_labels(logits: Batch) -> npt.NDArray[np.uint8]:
     """Return the class of each pixel: logits (k, y, x) to uint8 (y, x); on a tie the lower class."""
     if logits.shape[0] == 2:  # skips argmax's general path; the same by definition
         return np.asarray(logits[1] > logits[0]).view(np.uint8)
     return np.asarray(logits.argmax(axis=0), np.uint8)
 
 
-def to_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Return the soft-max (paper, section 3) in 8 bit: logits (k, y, x) to uint8 (k, y, x), 255 for certain."""
-    powers = np.exp(logits - logits.max(axis=0))
-    powers *= np.float32(255) / powers.sum(axis=0)
-    return np.asarray(np.rint(powers, out=powers), np.uint8)
+def to_probabilities(logits: Batch, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+    """Return the soft-max (paper, section 3) in 8 bit: logits (k, y, x) to uint8 (k, y, x), 255 for certain.
+
+    Of two classes the second is the logistic function of the difference, and the first what is left of 255.
+    """
+    result = np.empty(logits.shape, np.uint8) if out is None else out
+    for start in range(0, logits.shape[1], STRIP):  # a strip stays in the processor's cache
+        strip, place = logits[:, start : start + STRIP], result[:, start : start + STRIP]
+        if logits.shape[0] == 2:
+            odds = strip[0] - strip[1]
+            with np.errstate(over="ignore"):  # infinite odds are a probability of 0
+                np.exp(odds, out=odds)
+            odds += 1
+            np.divide(np.float32(255), odds, out=odds)
+            np.rint(odds, out=odds)
+            place[1] = odds
+            np.subtract(255, place[1], out=place[0])
+        else:
+            powers = np.exp(strip - strip.max(axis=0))
+            powers *= np.float32(255) / powers.sum(axis=0)
+            place[:] = np.rint(powers, out=powers)
+    return result
+
+
+def is_finite(logits: Batch) -> bool:
+    """Tell whether all values are numbers."""
+    with np.errstate(all="ignore"):
+        total = logits.sum()  # a NaN or infinity cannot vanish from a sum; a sum may overflow, so look again
+    return bool(np.isfinite(total) or np.isfinite(logits).all())

@@ -4,7 +4,8 @@
    wanted, the root's multiscales point at the labels' own arrays, so the store opens in a viewer either way.
 2. Arrays are made first, with ``unet_deploy.status = "running"`` and no multiscales: a killed run does not look
    like a result. Each task writes whole chunks or shards, so no two tasks touch one.
-3. The pyramid halves y and x: mode for labels, mean for probabilities; then come the metadata and the status.
+3. The pyramid halves y and x: mode for labels, mean for probabilities. A block's task makes the levels of which it
+   holds whole chunks; the few small ones left are made at the end. Then come the metadata and the status.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class OutputSpec:
     """The volume's axes without c."""
     extents: Extents
     grid: WriteGrid
+    block: tuple[int, int, int]
+    """(z, y, x) of what one task writes: whole units of `grid`."""
     classes: tuple[ClassInfo, ...]
     scale: tuple[float, ...]
     translation: tuple[float, ...]
@@ -65,6 +68,15 @@ class OutputSpec:
         """Levels of the pyramid; the smallest is at most SMALLEST_LEVEL pixels a side."""
         longest = max(self.extents.y, self.extents.x)
         return 1 + max(math.ceil(math.log2(longest / SMALLEST_LEVEL)), 0)
+
+    @property
+    def n_block_levels(self) -> int:
+        """How many levels below the finest a block's task can make by itself: it holds whole units of them."""
+        sides = ((self.extents.y, self.block[1], self.grid.unit[1]), (self.extents.x, self.block[2], self.grid.unit[2]))
+        for level in range(1, self.n_levels):
+            if not all(block >= extent or block % (unit << level) == 0 for extent, block, unit in sides):
+                return level - 1
+        return self.n_levels - 1
 
     def level_extents(self, level: int) -> Extents:
         """Return the extents of a pyramid level; odd sides are rounded up."""
@@ -192,7 +204,8 @@ def create_output(spec: OutputSpec, *, overwrite: bool, provenance: Mapping[str,
         if "labels" in spec.kinds:
             root.create_group(f"labels/{LABELS_NAME}")
         for kind in spec.kinds:
-            _create_level(spec, kind, 0)
+            for level in range(spec.n_levels):
+                _create_level(spec, kind, level)
     except OSError as error:
         raise OutputPathError(
             f"the output {path} cannot be written: {error.strerror or error}",
@@ -211,12 +224,20 @@ def write_block(
     labels: npt.NDArray[np.uint8] | None,
     probabilities: npt.NDArray[np.uint8] | None,
 ) -> None:
-    """Write one block: labels (z, y, x), probabilities (c, z, y, x)."""
-    place = {"t": slice(t, t + 1), "c": slice(None), "z": z.slice, "y": y.slice, "x": x.slice}
-    if labels is not None:
-        _write(spec, "labels", 0, place, labels[None, None])
-    if probabilities is not None:
-        _write(spec, "probabilities", 0, place, probabilities[None])
+    """Write one block, labels (z, y, x) and probabilities (c, z, y, x), and its part of the pyramid."""
+    for level in range(spec.n_block_levels + 1):
+        if level:
+            labels = None if labels is None else reduce_mode(labels)
+            probabilities = None if probabilities is None else reduce_mean(probabilities)
+        e = spec.level_extents(level)
+        rows, columns = (
+            slice(side.start >> level, min(-(-side.stop >> level), extent)) for side, extent in ((y, e.y), (x, e.x))
+        )
+        place = {"t": slice(t, t + 1), "c": slice(None), "z": z.slice, "y": rows, "x": columns}
+        if labels is not None:
+            _write(spec, "labels", level, place, labels[None, None])
+        if probabilities is not None:
+            _write(spec, "probabilities", level, place, probabilities[None])
 
 
 def count_regions(spec: OutputSpec, level: int) -> int:
@@ -246,12 +267,6 @@ def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
         reduce = reduce_mode if kind == "labels" else reduce_mean
         values = reduce(np.asarray(_open(spec, kind, level - 1)[spec.to_layout(kind, source)]))
         _open(spec, kind, level)[spec.to_layout(kind, {**source, "y": y, "x": x})] = values
-
-
-def create_level(spec: OutputSpec, level: int) -> None:
-    """Create a pyramid level's arrays."""
-    for kind in spec.kinds:
-        _create_level(spec, kind, level)
 
 
 def finish_output(spec: OutputSpec, *, provenance: Mapping[str, Any], source: str | None) -> None:

@@ -151,6 +151,7 @@ class Preparation:
             axes=axes,
             extents=self.plan.extents,
             grid=self.plan.grid,
+            block=self.plan.block_shape,
             classes=self.artifact.card.classes,
             scale=tuple(scale[i] for i in keep),
             translation=tuple(translation[i] for i in keep),

@@ -185,7 +185,7 @@ class ChannelError(InputDataError, ValueError):
 
 
 class ValueRangeError(InputDataError, ValueError):
-    """The volume's grey values are not what the model was trained on."""
+    """Values outside the range they must lie in: grey values of another range than trained on, labels below 0."""
 
     code = "value-range"
 

@@ -502,7 +502,7 @@ ELSEWHERE = {
     "parity": "tests/parity: no file on disk can bring it about",
     "partial-result": "below: something is written",
 }
-GROUPS = {"unet-deploy", "input-data", "requirement"}
+GROUPS = {"unet-deploy", "input-data", "model", "requirement"}
 
 
 @pytest.fixture

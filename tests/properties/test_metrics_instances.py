@@ -102,6 +102,16 @@ def test_errors_are_those_of_the_definition(both: tuple[Labels, Labels]) -> None
     assert list(errors.added) == [p for p in predicted if not onto[p] and not any(p in into[t] for t in true)]
 
 
+@given(maps(), st.sampled_from([1, 2**30 - 1, 2**30, 2**61]))
+def test_large_labels_are_counted_like_small_ones(both: tuple[Labels, Labels], factor: int) -> None:
+    small = count_pairs(*both)
+    truth, prediction = (labels.astype(np.uint64) * np.uint64(factor) for labels in both)
+    large = count_pairs(truth, prediction)
+    assert large.truth.tolist() == [factor * label for label in small.truth.tolist()]
+    assert large.prediction.tolist() == [factor * label for label in small.prediction.tolist()]
+    assert large.pixels.tolist() == small.pixels.tolist()
+
+
 # -- symmetry, labels, identity
 
 

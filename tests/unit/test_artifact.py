@@ -21,7 +21,6 @@ from unet_deploy.errors import (
     ModelError,
     ModelNotFoundError,
     NotAnArtifactError,
-    UnetDeployError,
     UnsafeModelError,
 )
 from unet_deploy.runtime.artifact import (
@@ -69,7 +68,7 @@ def test_a_file_comes_back(tiny_model: Path, tiny_artifact: Artifact) -> None:
     assert again.card == tiny_artifact.card
     assert again.card.graph_sha256 == hash_graph(onnx.load_model_from_string(data))
     assert again.card.test_tensor is not None
-    assert "data" not in repr(again)
+    assert "data=b" not in repr(again)
 
 
 def test_reading_does_not_depend_on_where_the_bytes_came_from(tiny_artifact: Artifact) -> None:
@@ -92,7 +91,9 @@ def test_there_must_be_a_file(tmp_path: Path, what: str) -> None:
     path = tmp_path / "model.onnx"
     if what == "folder":
         path.mkdir()
-    with pytest.raises(ModelNotFoundError, match=r"^no model file at .*model\.onnx\n  an ONNX file written by") as caught:
+    with pytest.raises(
+        ModelNotFoundError, match=r"^no model file at .*model\.onnx\n  an ONNX file written by"
+    ) as caught:
         load_artifact(path)
     assert caught.value.fix == "check the path, or export one: unet-deploy export model.pt"
 
@@ -112,13 +113,16 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.onnx"
     path.touch()
     with pytest.raises(
-        NotAnArtifactError, match=r"empty\.onnx is not an ONNX file, or is damaged\n  0 bytes came, which hold no graph\n"
+        NotAnArtifactError,
+        match=r"empty\.onnx is not an ONNX file, or is damaged\n  0 bytes came, which hold no graph\n",
     ) as caught:
         load_artifact(path)
     assert caught.value.fix == "copy or export the file again; a truncated copy looks like this"
 
 
-@pytest.mark.parametrize("data", [b"PK\x03\x04 a torch file", b"\x89HDF\r\n\x1a\n", b"{}", b"\x00" * 100, b"\xff" * 100])
+@pytest.mark.parametrize(
+    "data", [b"PK\x03\x04 a torch file", b"\x89HDF\r\n\x1a\n", b"{}", b"\x00" * 100, b"\xff" * 100]
+)
 def test_another_format_is_refused(data: bytes) -> None:
     with pytest.raises(NotAnArtifactError, match=rf"^x is not an ONNX file, or is damaged\n  {len(data)} bytes came, "):
         read_artifact(data, source="x")
@@ -191,8 +195,7 @@ def test_a_flipped_bit_anywhere_is_refused_or_does_no_harm(tiny_artifact: Artifa
         flipped[place] ^= 1 << rng.randrange(8)
         try:
             came = read_artifact(bytes(flipped), source="x")
-        except UnetDeployError as error:
-            assert isinstance(error, ModelError), place
+        except ModelError:
             refused += 1
         else:
             assert came.card.graph_sha256 == tiny_artifact.card.graph_sha256, place
@@ -281,7 +284,10 @@ KNOWN = "Concat, Conv, ConvTranspose, MaxPool, Relu, Slice"
             add_known_name_of_another_domain,
             r"operator sets: ai\.onnx 18 was expected, \{'ai\.onnx': 18, 'com\.example': 1\} came",
         ),
-        (lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3)), r"'ai\.onnx\.ml': 3"),
+        (
+            lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3)),
+            r"operator sets: .*'ai\.onnx\.ml': 3.*",
+        ),
         (add_function, "functions, training information, sparse or annotated tensors"),
         (lambda m: m.training_info.add(), "functions, training information, sparse or annotated tensors"),
         (add_sparse, "functions, training information, sparse or annotated tensors"),
@@ -413,7 +419,10 @@ def set_channels(kind: str, count: int) -> Change:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (rename("input"), r"input: image \(n, 1, y, x\) was expected, \{'other': \[0, 1, 0, 0\]\} came \(0: any size\)"),
+        (
+            rename("input"),
+            r"input: image \(n, 1, y, x\) was expected, \{'other': \[0, 1, 0, 0\]\} came \(0: any size\)",
+        ),
         (rename("output"), r"output: logits \(n, 2, y, x\) was expected, \{'other': \[0, 2, 0, 0\]\} came"),
         (set_channels("input", 3), r"input: .*\{'image': \[0, 3, 0, 0\]\} came"),
         (set_channels("output", 7), r"output: .*\{'logits': \[0, 7, 0, 0\]\} came"),
@@ -422,7 +431,16 @@ def set_channels(kind: str, count: int) -> Change:
         (lambda m: m.graph.output.pop(), r"output: .*\{\} came"),
         (lambda m: m.graph.input[0].type.Clear(), r"input: .*\{'image': \[\]\} came"),
     ],
-    ids=["input-name", "output-name", "input-channels", "output-channels", "fixed", "two-inputs", "no-output", "no-type"],
+    ids=[
+        "input-name",
+        "output-name",
+        "input-channels",
+        "output-channels",
+        "fixed",
+        "two-inputs",
+        "no-output",
+        "no-type",
+    ],
 )
 def test_another_interface_is_refused(tiny_artifact: Artifact, change: Change, problem: str) -> None:
     with pytest.raises(

@@ -65,7 +65,17 @@ def test_narrower_networks(width: int, expected: float) -> None:
 
 @pytest.mark.parametrize(
     ("core", "expected"),
-    [(96, 3.24), (192, 1.89), (288, 1.55), (384, 1.39), (512, 1.28), (768, 1.18), (1024, 1.13), (1488, 1.09), (4096, 1.03)],
+    [
+        (96, 3.24),
+        (192, 1.89),
+        (288, 1.55),
+        (384, 1.39),
+        (512, 1.28),
+        (768, 1.18),
+        (1024, 1.13),
+        (1488, 1.09),
+        (4096, 1.03),
+    ],
 )
 def test_the_price_of_a_halo(core: int, expected: float) -> None:
     assert round(ratio(PAPER, core), 2) == expected

@@ -48,7 +48,9 @@ def test_the_nodes_are_counted(depth: int) -> None:
     # Two convolutions with ReLU a block; a pooling, an up-convolution, a crop and a concatenation a level; the head.
     assert nodes.count("Conv") == 2 * (2 * depth + 1) + 1
     assert nodes.count("Relu") == 2 * (2 * depth + 1)
-    assert nodes.count("MaxPool") == nodes.count("ConvTranspose") == nodes.count("Slice") == nodes.count("Concat") == depth
+    assert (
+        nodes.count("MaxPool") == nodes.count("ConvTranspose") == nodes.count("Slice") == nodes.count("Concat") == depth
+    )
     assert len(nodes) == 12 * depth + 5
     assert set(nodes) == KNOWN_OPERATORS
 
@@ -89,9 +91,7 @@ def test_sizes_are_dynamic_and_versions_fixed() -> None:
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
     assert model.ir_version == 10
     (image,), (logits,) = model.graph.input, model.graph.output
-    dimensions = [
-        [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in (image, logits)
-    ]
+    dimensions = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in (image, logits)]
     assert dimensions == [["n", 3, "y", "x"], ["n", 5, "y - 184", "x - 184"]]
     assert (image.name, logits.name) == ("image", "logits")
 

@@ -191,4 +191,4 @@ def test_labels_are_whole_numbers(dtype: type[Any]) -> None:
 def test_labels_are_not_negative() -> None:
     with pytest.raises(ValueRangeError, match="truth holds the label -2; labels are integers from 0") as caught:
         seg_of(np.array([[1, -2, -1]]), line(1, 2, 3))
-    assert r"fix: give those pixels a label of their own: truth[truth < 0] = 0" in str(caught.value)
+    assert "fix: truth[truth < 0] = 0 makes them background; for classes, use a label" in str(caught.value)

@@ -179,7 +179,9 @@ def test_memory_does_not_depend_on_the_volume() -> None:
     assert large.n_blocks == 16 * small.n_blocks
 
 
-@pytest.mark.parametrize("change", [{"batch": 2}, {"bytes_per_value": 2}, {"tile_y": 1212}, {"block_shape": (2, 2048, 2048)}])
+@pytest.mark.parametrize(
+    "change", [{"batch": 2}, {"bytes_per_value": 2}, {"tile_y": 1212}, {"block_shape": (2, 2048, 2048)}]
+)
 def test_memory_grows_with_what_is_held(change: dict[str, Any]) -> None:
     plan = plan_plane(4096, 4096, tile=(572, 572))
     assert replace(plan, **change).peak_memory_bytes > plan.peak_memory_bytes

@@ -1,0 +1,68 @@
+"""Every engine that the suite runs, each with a network to run; a new engine is one more entry of `KINDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from unet_deploy.card import ModelCard, TestTensor
+from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.engines import CheckedEngine, Engine
+from unet_deploy.runtime.engines.base import Batch
+from unet_deploy.runtime.engines.fake import FakeEngine
+from unet_deploy.runtime.engines.onnxruntime_cpu import OnnxruntimeCpuEngine
+from unet_deploy.runtime.tolerances import TOLERANCES
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineUnderTest:
+    """An engine's maker and the card of the network it runs."""
+
+    name: str
+    card: ModelCard
+    make: Callable[[], Engine]
+
+    def open(self, card: ModelCard | None = None) -> CheckedEngine:
+        """Return the engine, open."""
+        return CheckedEngine(self.make(), card or self.card).open()
+
+    def same(self, came: Batch, expected: Batch) -> None:
+        """Require that two ways of computing the same agree, up to the engine's own rounding."""
+        limit = TOLERANCES[self.name, self.card.precision].limit(float(np.abs(expected).max()))
+        np.testing.assert_allclose(came, expected, rtol=0, atol=limit, strict=True)
+
+    def batch(self, n: int, cells_y: int, cells_x: int, *, seed: int = 0) -> Batch:
+        """Return noise for a core of that many divisors; whole numbers, which every engine takes exactly."""
+        g, channels = self.card.geometry, self.card.network.in_channels
+        y, x = (g.tile_side(cells * g.divisor) for cells in (cells_y, cells_x))
+        return np.random.default_rng(seed).integers(-9, 10, (n, channels, y, x)).astype(np.float32)
+
+
+def _fake(request: pytest.FixtureRequest) -> EngineUnderTest:
+    """Return the integer fake with a test tensor of its own making, so that it is replayed like any other's."""
+    artifact: Artifact = request.getfixturevalue("fake_artifact")(depth=2, classes=3, in_channels=2)
+    network = artifact.card.network
+    g = network.geometry
+    image = np.random.default_rng(1).integers(0, 256, (1, 2, g.smallest_tile, g.smallest_tile), dtype=np.uint8)
+    tensor = TestTensor(image=image, logits=FakeEngine(network).infer(image.astype(np.float32)))
+    return EngineUnderTest(
+        name="fake", card=replace(artifact.card, test_tensor=tensor), make=lambda: FakeEngine(network)
+    )
+
+
+def _onnxruntime_cpu(request: pytest.FixtureRequest) -> EngineUnderTest:
+    artifact: Artifact = request.getfixturevalue("tiny_artifact")
+    return EngineUnderTest(
+        name="onnxruntime-cpu",
+        card=artifact.card,
+        make=lambda: OnnxruntimeCpuEngine(artifact.data, precision=artifact.card.precision, threads=1),
+    )
+
+
+KINDS: dict[str, Callable[[pytest.FixtureRequest], EngineUnderTest]] = {
+    "fake": _fake,
+    "onnxruntime-cpu": _onnxruntime_cpu,
+}
