@@ -86,6 +86,10 @@ def export_checkpoint(
             "the ONNX file was to be written there",
             fix="create it, or choose --output",
         )
+    if output.is_dir():
+        raise OutputPathError(
+            f"{output} is a folder", "a file was to be written there", fix=f"--output {output / 'model.onnx'}"
+        )
     if output.exists() and not overwrite:
         raise OutputExistsError(
             f"{output} exists", "nothing was written", fix="choose another --output, or --overwrite"

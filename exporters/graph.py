@@ -17,8 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from unet_deploy.card import ModelCard, Network
-from unet_deploy.card_json import METADATA_KEY, dump_card
-from unet_deploy.runtime.artifact import INPUT_NAME, MAX_IR_VERSION, OPSET, OUTPUT_NAME
+from unet_deploy.card_json import CARD_HASH_KEY, METADATA_KEY, dump_card
+from unet_deploy.runtime.artifact import INPUT_NAME, MAX_IR_VERSION, OPSET, OUTPUT_NAME, hash_card
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
@@ -76,8 +76,10 @@ def stamp_card(model: onnx.ModelProto, card: ModelCard) -> bytes:
     stamped = onnx.ModelProto()
     stamped.CopyFrom(model)
     del stamped.metadata_props[:]
-    entry = stamped.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, dump_card(card)
+    text = dump_card(card)
+    for key, value in ((METADATA_KEY, text), (CARD_HASH_KEY, hash_card(text))):
+        entry = stamped.metadata_props.add()
+        entry.key, entry.value = key, value
     data: bytes = stamped.SerializeToString(deterministic=True)
     return data
 

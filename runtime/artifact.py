@@ -3,7 +3,8 @@
 1. The file is read once, as bytes; engines get these bytes, never a path (hard links and links would let a path
    reach outside itself: DESIGN section 9).
 2. The graph must be self-contained and plain: no external data, no functions, no sub-graphs, known operators only.
-3. The card must parse, fit the graph, and carry the graph's hash, which is recomputed: a flipped bit is found here.
+3. The card must have the hash that stands beside it, parse, fit the graph's weights, and carry the graph's hash, which
+   is recomputed: an edit or a flipped bit is found here.
 4. The test tensor is replayed later, by the engine, on the device it will run on.
 """
 
@@ -19,8 +20,8 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from unet_deploy.card import ModelCard
-from unet_deploy.card_json import METADATA_KEY, parse_card
+from unet_deploy.card import ModelCard, Network
+from unet_deploy.card_json import CARD_HASH_KEY, METADATA_KEY, parse_card
 from unet_deploy.errors import CardError, ModelNotFoundError, NotAnArtifactError, UnsafeModelError
 
 MAX_FILE_BYTES = 2**31 - 1
@@ -29,6 +30,7 @@ OPSET = 18
 MAX_IR_VERSION = 10
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
 KNOWN_OPERATORS = frozenset({"Conv", "ConvTranspose", "Relu", "MaxPool", "Slice", "Concat"})
+READABLE_PRECISIONS = ("fp32",)
 BUNDLED_MODEL = "membrane.onnx"
 
 
@@ -93,7 +95,7 @@ def load_bundled_artifact() -> Artifact:
 def read_artifact(data: bytes, *, source: str) -> Artifact:
     """Check an artifact's bytes; see `load_artifact`."""
     model = _parse(data, source)
-    texts = {entry.key: entry.value for entry in model.metadata_props}
+    texts = {str(entry.key): entry.value for entry in model.metadata_props}
     if METADATA_KEY not in texts:
         found = ", ".join(sorted(texts)[:5]) or "none"
         raise NotAnArtifactError(
@@ -103,7 +105,14 @@ def read_artifact(data: bytes, *, source: str) -> Artifact:
             fix="export from a checkpoint trained here: unet-deploy export model.pt",
         )
     _require_plain(model, source)
-    card = parse_card(texts[METADATA_KEY], source=source)
+    text = texts[METADATA_KEY]
+    if not isinstance(text, str) or texts.get(CARD_HASH_KEY) != hash_card(text):
+        raise CardError(
+            f"the model card of {source} was edited or damaged",
+            f"its text does not have the sha256 under {CARD_HASH_KEY!r}",
+            fix="copy the file again, or export it again; to change what a card says, train or export with other flags",
+        )
+    card = parse_card(text, source=source)
     _require_fit(model, card, source)
     return Artifact(
         data=data,
@@ -112,6 +121,33 @@ def read_artifact(data: bytes, *, source: str) -> Artifact:
         sha256=hashlib.sha256(data).hexdigest(),
         n_nodes=len(model.graph.node),
     )
+
+
+def weight_shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight of the network's graph by its name; see `training.network.UNet`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def add(name: str, *shape: int, bias: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, (bias,)
+
+    channels = network.in_channels
+    for level in range(network.depth + 1):
+        width = network.base_width << level
+        add(f"contracting.{level}.0", width, channels, 3, 3, bias=width)
+        add(f"contracting.{level}.2", width, width, 3, 3, bias=width)
+        channels = width
+    for step in range(network.depth):
+        width = network.base_width << (network.depth - 1 - step)
+        add(f"up.{step}", 2 * width, width, 2, 2, bias=width)
+        add(f"expanding.{step}.0", width, 2 * width, 3, 3, bias=width)
+        add(f"expanding.{step}.2", width, width, 3, 3, bias=width)
+    add("head", network.classes, network.base_width, 1, 1, bias=network.classes)
+    return shapes
+
+
+def hash_card(text: str) -> str:
+    """Return the sha256 of a card's text, which stands beside it in the file."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_graph(model: Any) -> str:
@@ -149,11 +185,13 @@ def _require_plain(model: Any, source: str) -> None:
         problems.append(f"IR version: at most {MAX_IR_VERSION} was expected, {model.ir_version} came")
     if model.functions or model.training_info or model.graph.sparse_initializer or model.graph.quantization_annotation:
         problems.append("functions, training information, sparse or annotated tensors")
-    unknown = sorted({n.op_type for n in model.graph.node if n.op_type not in KNOWN_OPERATORS or n.domain})
+    # Protobuf gives bytes for a text that is no UTF-8.
+    unknown = sorted({str(n.op_type) for n in model.graph.node if n.op_type not in KNOWN_OPERATORS or n.domain})
     if unknown:
         problems.append(f"operators: {', '.join(sorted(KNOWN_OPERATORS))} were expected, {', '.join(unknown)} came")
-    if any(a.HasField("g") or a.graphs for n in model.graph.node for a in n.attribute):
-        problems.append("sub-graphs")
+    integers = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
+    if any(a.type not in integers or _holds_more(a) for n in model.graph.node for a in n.attribute):
+        problems.append("attributes that are no integers: sub-graphs, tensors, texts")
     problems += [p for t in model.graph.initializer if (p := _tensor_problem(t))]
     if problems:
         raise UnsafeModelError(
@@ -163,11 +201,18 @@ def _require_plain(model: Any, source: str) -> None:
         )
 
 
+def _holds_more(attribute: Any) -> bool:
+    """Tell whether an attribute carries something beside what its type says."""
+    allowed = {"name", "type", "i", "ints", "doc_string"}
+    return any(field.name not in allowed for field, _ in attribute.ListFields())
+
+
 def _tensor_problem(tensor: Any) -> str | None:
     if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
         return f"tensor {tensor.name!r} lies in another file"
     if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64):
-        return f"tensor {tensor.name!r} has the data type {onnx.TensorProto.DataType.Name(tensor.data_type)}"
+        names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+        return f"tensor {tensor.name!r} has the data type {names.get(tensor.data_type, tensor.data_type)}"
     itemsize = 4 if tensor.data_type == onnx.TensorProto.FLOAT else 8
     declared = math.prod(tensor.dims) * itemsize
     if min(tensor.dims, default=1) < 0 or len(tensor.raw_data) != declared:
@@ -179,8 +224,10 @@ def _require_fit(model: Any, card: ModelCard, source: str) -> None:
     problems: list[str] = []
     if card.test_tensor is None or card.graph_sha256 is None:
         problems.append("graph_sha256 and test_tensor were expected, but the card is one of a checkpoint")
-    elif card.graph_sha256 != hash_graph(model):
+    elif card.graph_sha256 != hash_graph(model):  # whoever changed the graph did not export it
         problems.append(f"graph_sha256 {card.graph_sha256[:12]}… was expected, {hash_graph(model)[:12]}… came")
+    if card.precision not in READABLE_PRECISIONS:
+        problems.append(f"precision: {', '.join(READABLE_PRECISIONS)} was expected, {card.precision} came")
     expected = (
         ("input", model.graph.input, INPUT_NAME, card.network.in_channels),
         ("output", model.graph.output, OUTPUT_NAME, card.network.classes),
@@ -189,6 +236,18 @@ def _require_fit(model: Any, card: ModelCard, source: str) -> None:
         shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
         if shapes != {name: [0, channels, 0, 0]}:
             problems.append(f"{kind}: {name} (n, {channels}, y, x) was expected, {shapes} came (0: any size)")
+        if any(v.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for v in values):
+            problems.append(f"{kind}: float32 was expected")
+    weights = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    if weights != weight_shapes(card.network):
+        problems.append(
+            f"weights: those of depth {card.network.depth} and width {card.network.base_width} were expected, "
+            f"{len(weights)} tensors of {sum(map(math.prod, weights.values())):,} values came"
+        )
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: its own message was no UTF-8
+        problems.append(f"the graph is not valid ONNX: {str(error).splitlines()[0]}")
     if problems:
         raise CardError(
             f"the model card and the graph of {source} do not belong together",

@@ -293,7 +293,7 @@ def _run_tasks(client: Any, function: Callable[..., Any], shared: tuple[Any, ...
     def submit(i: int) -> Any:
         return client.submit(function, sent, *small, i, pure=False)
 
-    completed = as_completed([submit(i) for i in islice(numbers, in_flight)])
+    completed = as_completed([submit(i) for i in islice(numbers, in_flight)], loop=client.loop)
     try:
         for future in completed:
             yield future.result()
@@ -329,7 +329,7 @@ def connect(scheduler: Any | None) -> Iterator[Any]:
             yield client
         return
     try:
-        client = Client(scheduler, timeout=10)
+        client = Client(scheduler, timeout=10, set_as_default=False)
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
         raise SchedulerError(
             f"no Dask scheduler answers at {scheduler}",
@@ -372,7 +372,7 @@ def _in_process_client() -> Iterator[Any]:
             workers={0: worker},
             silence_logs=logging.ERROR,
         ) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,  # the caller's own computations stay where they are
     ):
         yield client
 

@@ -5,6 +5,7 @@ Constants come from the card or from the caller, never from a tile: the same pix
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +72,12 @@ def choose_normaliser(
     low, high = card.input.value_range
     if input_range is not None:
         first, last = input_range
-        if not first < last:
+        if not (math.isfinite(first) and math.isfinite(last) and first < last):
+            fix = f"{last:g}:{first:g}" if math.isfinite(first) and math.isfinite(last) and first > last else "0:4095"
             raise ConfigurationError(
-                f"input range {first:g}:{last:g} is empty",
+                f"input range {first:g}:{last:g} is empty or endless",
                 "the volume's grey values that stand for black and white in training were expected, low first",
-                fix=f"--input-range {min(first, last):g}:{max(first, last) + (first == last):g}",
+                fix=f"--input-range {fix}",
             )
         gain = (high - low) / (last - first)
         return Normaliser(mean=constants.mean, std=constants.std, gain=gain, offset=low - first * gain)

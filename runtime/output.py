@@ -15,7 +15,6 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -364,15 +363,8 @@ def _zstd_v2() -> Any:
     return numcodecs.Zstd(level=ZSTD_LEVEL)
 
 
-@lru_cache(maxsize=64)
-def _open_cached(path: str, array_path: str, identity: tuple[int, ...]) -> zarr.Array[Any]:
-    del identity  # a store written anew at the same path is another store
-    return zarr.open_array(path, path=array_path, mode="r+")
-
-
 def _open(spec: OutputSpec, kind: Kind, level: int) -> zarr.Array[Any]:
-    status = Path(spec.path).stat()
-    return _open_cached(spec.path, spec.array_path(kind, level), (status.st_ino, status.st_dev))
+    return zarr.open_array(spec.path, path=spec.array_path(kind, level), mode="r+")
 
 
 def _write(spec: OutputSpec, kind: Kind, level: int, place: Mapping[str, slice], values: npt.NDArray[Any]) -> None:

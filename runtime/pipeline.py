@@ -88,8 +88,8 @@ def default_output(volume: str | Path) -> Path:
     path = Path(volume)
     store = find_store(path)
     inside = () if store is None else path.resolve().relative_to(store).parts
-    root = path if store is None else store
-    stem = re.sub(r"(\.ome)?\.zarr$", "", root.name) or root.resolve().name
+    root = store or (path if path.name not in ("", "..") else path.resolve())
+    stem = re.sub(r"(\.ome)?\.zarr$", "", root.name) or root.name
     return root.parent / ("_".join((stem, *inside, "segmentation")) + ".ome.zarr")
 
 
@@ -143,7 +143,7 @@ class Preparation:
         translation = info.translation or (0.0,) * len(info.axes)
         units = info.units or (None,) * len(info.axes)
         return OutputSpec(
-            path=str(output),
+            path=str(output.absolute()),  # a worker elsewhere has another current folder
             zarr_format=2 if info.zarr_format == 2 else 3,
             ome_version="0.4" if info.zarr_format == 2 else "0.5",
             kinds=kinds,
@@ -318,11 +318,10 @@ def choose_channels(info: VolumeInfo, card: ModelCard, channels: Sequence[int | 
     listing = ", ".join(f"{i} ({names[i]})" if i < len(names) else str(i) for i in range(min(count, 12)))
     chosen: list[int] = []
     for channel in channels:
-        text = str(channel)
-        if text in names:
-            chosen.append(names.index(text))
-        elif text.isdigit() and int(text) < count:
-            chosen.append(int(text))
+        if channel in names:
+            chosen.append(names.index(str(channel)))
+        elif re.fullmatch(r"[0-9]{1,9}", str(channel)) and int(channel) < count:
+            chosen.append(int(channel))
         else:
             raise ChannelError(
                 f"the volume has no channel {channel!r}",

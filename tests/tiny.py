@@ -14,7 +14,8 @@ import onnx
 import zarr
 
 from unet_deploy.card import ClassInfo, InputContract, ModelCard, Network, Normalisation, Training
-from unet_deploy.card_json import METADATA_KEY
+from unet_deploy.card_json import CARD_HASH_KEY, METADATA_KEY
+from unet_deploy.runtime.artifact import hash_card
 from unet_deploy.runtime.ome import LevelTransform, multiscales_attributes
 
 NETWORK = Network(depth=2, base_width=2, in_channels=1, classes=2)
@@ -63,6 +64,8 @@ def edit_card(source: Path, target: Path, change: Callable[[dict[str, Any]], obj
     card = json.loads(entry.value)
     change(card)
     entry.value = json.dumps(card, sort_keys=True)
+    stamp = next(entry for entry in model.metadata_props if entry.key == CARD_HASH_KEY)
+    stamp.value = hash_card(entry.value)  # or every edit would be refused for the same reason
     target.write_bytes(model.SerializeToString(deterministic=True))
     return target
 

@@ -2,7 +2,7 @@
 
 1. `dump_card` and `parse_card` are exact inverses.
 2. `parse_card` refuses unknown versions and unknown keys, and reports every problem at once.
-3. In an ONNX file the text stands under ``metadata_props[METADATA_KEY]``.
+3. In an ONNX file the text stands under ``metadata_props[METADATA_KEY]``, and its sha256 under `CARD_HASH_KEY`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from unet_deploy.errors import CardError
 from unet_deploy.geometry import MAX_DEPTH, Geometry
 
 METADATA_KEY = "unet_deploy"
+CARD_HASH_KEY = "unet_deploy_card_sha256"
 CARD_VERSION = 1
 MAX_CHANNELS = 64
 MAX_CLASSES = 255

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from unet_deploy.errors import DeviceError, UnknownNameError
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines.base import CheckedEngine, Engine, EngineDescription
@@ -17,10 +19,10 @@ def parse_device(device: str) -> tuple[str, int]:
     UnknownNameError
         If it is none of these.
     """
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
+    match = re.fullmatch(r"(auto|cpu|cuda)|(?:cuda:([0-9]{1,4}))", device)
+    if match is None:
         raise UnknownNameError.of_unknown_name("device", device, ("auto", "cpu", "cuda", "cuda:0"))
-    return kind, int(index or 0)
+    return match[1] or "cuda", int(match[2] or 0)
 
 
 def open_engine(artifact: Artifact, *, device: str = "auto", threads: int = 0) -> CheckedEngine:

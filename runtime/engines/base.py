@@ -91,7 +91,7 @@ class CheckedEngine:
         self._is_open = True
         try:
             self._replay_test_tensor()
-        except TestTensorError:
+        except BaseException:
             self.close()
             raise
         return self
@@ -138,9 +138,18 @@ class CheckedEngine:
             return
         constants = self._card.normalisation
         normalise = Normaliser(mean=constants.mean, std=constants.std)
-        logits = self.infer(np.stack([normalise(image) for image in tensor.image]))
-        self.test_difference = float(np.abs(logits - tensor.logits).max())
         description = self.describe()
+        batch = np.stack([normalise(image) for image in tensor.image])
+        try:
+            logits = self._engine.infer(batch)
+            self.test_difference = float(np.abs(logits - tensor.logits).max())
+        except Exception as error:  # an engine may raise anything; here it concerns the model, not a volume
+            raise TestTensorError(
+                f"{description.engine} on {description.device} cannot run the model's test tensor",
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}",
+                f"model: {self._card.name}",
+                fix="use another device (--device cpu), or export the model again with this release",
+            ) from error
         tolerance = TOLERANCES[description.engine, description.precision]
         limit = tolerance.limit(float(np.abs(tensor.logits).max()))
         if not self.test_difference <= limit:  # also true for NaN

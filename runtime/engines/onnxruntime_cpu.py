@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unet_deploy.errors import DeviceError, MissingDependencyError
+from unet_deploy.errors import DeviceError, MissingDependencyError, NotAnArtifactError
 from unet_deploy.runtime.engines.base import Batch, EngineDescription
 
 NAME = "onnxruntime-cpu"
@@ -49,7 +49,14 @@ class OnnxruntimeCpuEngine:
         options.log_severity_level = 3
         # Other threads read and write while this one computes: a spinning pool would take their cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(self._data, options, providers=[PROVIDER])
+        try:
+            session = onnxruntime.InferenceSession(self._data, options, providers=[PROVIDER])
+        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+            raise NotAnArtifactError(
+                f"onnxruntime {onnxruntime.__version__} cannot load the model",
+                f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                fix="export the model again with this release",
+            ) from error
         if session.get_providers() != [PROVIDER]:
             raise DeviceError(
                 f"onnxruntime chose {session.get_providers()}, {PROVIDER} was asked for",

@@ -340,6 +340,25 @@ def test_levels_lie_where_their_pixels_are(run: Callable[..., Run]) -> None:
     assert len(image.ome_attributes.multiscales[0].datasets) == 3
 
 
+@pytest.mark.parametrize("chunk", [64, 512, 1024])
+def test_many_blocks_make_one_pyramid(tmp_path: Path, fake_artifact: Any, fake_factory: Any, chunk: int) -> None:
+    # Narrow chunks: blocks make most levels. Wide ones: most are made at the end.
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 4500), dtype=np.uint8)
+    zarr.create_array(tmp_path / "wide.zarr", data=pixels, chunks=(30, chunk))
+    artifact = fake_artifact(depth=1, classes=3)
+    result = segment(tmp_path / "wide.zarr", model=artifact, engine_factory=fake_factory, axes="yx")
+    assert result.plan.n_blocks == 3
+    for path, ndim in (("labels/segmentation/", 2), ("", 3)):
+        levels = [
+            np.asarray(zarr.open_array(result.output, path=f"{path}{level}", mode="r")[...]) for level in range(5)
+        ]
+        assert [level.shape[-1] for level in levels] == [4500, 2250, 1125, 563, 282]
+        for above, below in itertools.pairwise(levels):
+            groups = cells(above)
+            mode = np.apply_along_axis(most_frequent, -1, groups)
+            np.testing.assert_array_equal(below, mode if ndim == 2 else np.floor(groups.mean(axis=-1) + 0.5))
+
+
 # The state of a run.
 
 

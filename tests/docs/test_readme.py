@@ -116,3 +116,7 @@ def test_an_example_runs(example: str, tmp_path: Path, tiny_model: Path) -> None
         [sys.executable, "example.py"], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert re.findall(r"@@\w+@@|\bTODO\b|\bXXX\b", README) == []

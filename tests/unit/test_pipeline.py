@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -505,8 +506,29 @@ def test_a_scheduler_without_workers_is_refused() -> None:
 )
 def test_a_scheduler_that_does_not_answer_is_refused(address: str) -> None:
     with (
+        dask.config.set(scheduler="threads"),
         pytest.raises(SchedulerError, match=rf"^no Dask scheduler answers at {address}\n  \w+: ") as caught,
         connect(address),
     ):
         raise AssertionError("unreachable")
     assert "leave --scheduler out" in caught.value.fix
+
+
+@pytest.mark.parametrize("where", ["here", "nowhere"])
+def test_the_callers_own_dask_is_left_alone(
+    volume: Path, fake_artifact: ArtifactFactory, fake_factory: Any, where: str
+) -> None:
+    """A client that is made the default takes over the caller's other computations; a failed one breaks them."""
+    seen: list[str] = []
+
+    def look(_: Progress) -> None:
+        seen.append(dask.config.get("scheduler"))
+
+    with dask.config.set(scheduler="threads"):
+        if where == "here":
+            segment(volume, model=fake_artifact(), engine_factory=fake_factory, progress=look)
+        else:
+            with pytest.raises(SchedulerError, match=r"^no Dask scheduler"), connect("nowhere"):
+                raise AssertionError("unreachable")
+        seen.append(dask.config.get("scheduler"))
+    assert set(seen) == {"threads"}

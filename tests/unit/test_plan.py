@@ -219,7 +219,7 @@ def test_blocks_are_whole_units_of_moderate_size(plan: SegmentationPlan) -> None
     y=st.integers(1, 5000),
     x=st.integers(1, 5000),
     chunk=st.integers(1, 1500),
-    memory=st.integers(900, 6000),
+    memory=st.integers(1300, 6000),
     batch=st.integers(1, 3),
 )
 def test_a_chosen_tile_is_legal_and_fits(

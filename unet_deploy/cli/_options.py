@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,7 +73,7 @@ def parse_tile(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if len(parts) not in (1, 2) or not all(part.strip().isdigit() for part in parts):
+    if len(parts) not in (1, 2) or not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) for part in parts):
         raise TileNotLegalError(
             f"--tile {text} came, a side or two sides y,x in pixels were expected",
             "for the paper's network a side is 16·k − 4",
@@ -92,6 +94,8 @@ def parse_input_range(text: str | None) -> tuple[float, float] | None:
         return None
     try:
         low, high = (float(part) for part in text.split(":"))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(text)
     except ValueError as error:
         raise ConfigurationError(
             f"--input-range {text} came, LOW:HIGH was expected",

@@ -5,6 +5,7 @@ Exit codes: 0 ok, 2 usage, 3 input data, 4 model, 5 environment, 6 partial resul
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     is_debug = DEBUG_FLAG in given
     given = [argument for argument in given if argument != DEBUG_FLAG]
     _configure_logging(is_debug=is_debug)
+    for stream in (sys.stdout, sys.stderr):  # a code page that lacks a sign must not cost the result
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         result = typer.main.get_command(app).main(given, prog_name="unet-deploy", standalone_mode=False)
     except UnetDeployError as error:
@@ -75,8 +79,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         result = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of stdout left, as `head` does
-        sys.stderr.close()
+    except SystemExit:  # typer's way when the reader of stdout left, as `head` does
         return 0
     except Exception as error:
         if is_debug:

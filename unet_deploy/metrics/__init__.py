@@ -5,7 +5,7 @@
 The ISBI challenges of 2012 and 2015 (`isbi_scores`: pixel, Rand and warping error, V_Rand, V_info), the Cell Tracking
 Challenge (`seg_scores`), overlap of classes (`class_overlap`), objects found, split and merged (`instance_scores`), and
 the paper's tables to stand beside (`published_table`). Counters take a volume slice by slice. Importing this package
-costs nothing: each name is imported on first use, and scikit-image when something is scored that needs it.
+costs nothing: each name is imported on first use, and SciPy when something is scored that needs it.
 """
 
 from __future__ import annotations

@@ -102,23 +102,56 @@ def is_inside(probability: Probability, threshold: float) -> Mask:
 
 
 def label_components(labels: Labels, *, neighbours: Literal[4, 8] = 4) -> npt.NDArray[np.intp]:
-    """Number the connected regions of equal label from 1; label 0 is no region.
+    """Number the connected regions of equal label of a slice (y, x) from 1; label 0 is no region.
+
+    With eight neighbours, all that is not 0 is of one label.
 
     Raises
     ------
     MissingDependencyError
-        If scikit-image is not installed.
+        If SciPy is not installed.
+
+    Examples
+    --------
+    >>> label_components(np.array([[7, 7, 9], [0, 0, 9], [7, 0, 9]]))
+    array([[1, 1, 2],
+           [0, 0, 2],
+           [3, 0, 2]])
     """
     try:
-        from skimage.measure import label
+        from scipy import ndimage
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"skimage", "scipy"}:
+        if (error.name or "").partition(".")[0] != "scipy":
             raise
         raise MissingDependencyError.of_extra(
-            "scikit-image", extra="evaluate", purpose="finding the cells of a segmentation"
+            "scipy", extra="evaluate", purpose="finding the cells of a segmentation"
         ) from error
-    components: npt.NDArray[np.intp] = label(labels, background=0, connectivity=1 if neighbours == 4 else 2)
-    return components
+    mask = labels != 0
+    if neighbours == 8:
+        components = ndimage.label(mask, np.ones((3, 3)))[0]
+    elif find_touching(labels) is None:
+        components = ndimage.label(mask)[0]
+    else:
+        # Twice as fine: between two pixels lies one that is set only if they have one label.
+        fine = np.zeros([2 * extent - 1 for extent in mask.shape], np.bool_)
+        fine[::2, ::2] = mask
+        fine[::2, 1::2] = mask[:, 1:] & (labels[:, 1:] == labels[:, :-1])
+        fine[1::2, ::2] = mask[1:] & (labels[1:] == labels[:-1])
+        components = ndimage.label(fine)[0][::2, ::2]
+    return np.asarray(components, np.intp)
+
+
+def find_touching(labels: Labels) -> tuple[int, int, int, int] | None:
+    """Return y, x and label of a pixel, and the other label that is east or south of it; None if none touch."""
+    if labels.dtype == np.bool_:
+        return None
+    for dy, dx in ((0, 1), (1, 0)):
+        near, far = labels[: labels.shape[0] - dy, : labels.shape[1] - dx], labels[dy:, dx:]
+        is_touching = (near != far) & (near != 0) & (far != 0)
+        if is_touching.any():
+            y, x = np.argwhere(is_touching)[0].tolist()
+            return y, x, int(near[y, x]), int(far[y, x])
+    return None
 
 
 def _require_shapes(truth: tuple[int, ...], probability: tuple[int, ...]) -> None:

@@ -290,7 +290,7 @@ def isbi_scores(
     ValueRangeError
         If a label is negative, or a probability outside [0, 1].
     MissingDependencyError
-        If scikit-image is not installed.
+        If SciPy is not installed.
     """
     pixel, rand = PixelCounter(thresholds=thresholds), RandCounter(thresholds=thresholds)
     warping, v = WarpingCounter(thresholds=thresholds, radius=radius), VCounter(thresholds=thresholds)

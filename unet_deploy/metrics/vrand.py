@@ -214,7 +214,7 @@ def v_scores(
     ValueRangeError
         If a label is negative, or a probability outside [0, 1].
     MissingDependencyError
-        If scikit-image is not installed.
+        If SciPy is not installed.
     """
     counter = VCounter(thresholds=thresholds)
     counter.add(truth, probability)

@@ -37,6 +37,7 @@ from unet_deploy.metrics._isbi_input import (
     Probability,
     SliceReadable,
     each_slice,
+    find_touching,
     require_thresholds,
 )
 from unet_deploy.metrics._warp import Mismatch, classify_mismatches, warp
@@ -197,7 +198,7 @@ def warping_error(
     ValueRangeError
         If a label is negative, or a probability outside [0, 1].
     MissingDependencyError
-        If scikit-image is not installed.
+        If SciPy is not installed.
     """
     counter = WarpingCounter(thresholds=thresholds, radius=radius)
     counter.add(truth, probability)
@@ -235,12 +236,10 @@ def _require_radius(radius: int) -> int:
 
 
 def _require_membrane(labels: Labels) -> None:
-    for near, far in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
-        touching = np.argwhere((near != far) & (near != 0) & (far != 0))
-        if touching.size:
-            y, x = touching[0].tolist()
-            raise ConfigurationError(
-                f"labels {near[y, x]} and {far[y, x]} touch at y={y}, x={x} of the truth; 0 must lie between",
-                "the warping error sees only what is inside and what is membrane: touching cells would be one",
-                fix="set the border to 0: truth[skimage.segmentation.find_boundaries(truth, connectivity=1)] = 0",
-            )
+    if (found := find_touching(labels)) is not None:
+        y, x, near, far = found
+        raise ConfigurationError(
+            f"labels {near} and {far} touch at y={y}, x={x} of the truth; 0 must lie between",
+            "the warping error sees only what is inside and what is membrane: touching cells would be one",
+            fix="set the border to 0: truth[skimage.segmentation.find_boundaries(truth, connectivity=1)] = 0",
+        )
