@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,14 @@ from unet_deploy.errors import (
 
 Document = dict[str, Any]
 
-ITEM_BYTES = {"uint8": 1, "uint16": 2, "int16": 2, "float16": 2, "float32": 4}
+INPUT_DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
+"""What a network is given; labels and scores of other programs have more."""
+ITEM_BYTES = {
+    "bool": 1,
+    **{f"{sign}{bits}": bits // 8 for sign in ("uint", "int") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": bits // 8 for bits in (16, 32, 64)},
+}
+"""Every data type that can be read, for those who ask for it."""
 V2_COMPRESSORS = ("blosc", "gzip", "lz4", "zlib", "zstd")
 V3_CODECS = ("blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zstd")
 INDEX_CODECS = ("bytes", "crc32c")
@@ -37,7 +44,7 @@ MAX_SHARD_CHUNKS = 2**22
 MAX_EXTENT = 2**40
 MAX_DIMENSIONS = 5
 
-_V2_DTYPES = {"u1": "uint8", "u2": "uint16", "i2": "int16", "f2": "float16", "f4": "float32"}
+_V2_DTYPES = {"b1" if name == "bool" else f"{name[0]}{size}": name for name, size in ITEM_BYTES.items()}
 _FIX_METADATA = "write the array again with a current Zarr library"
 
 
@@ -128,13 +135,13 @@ def _load(file: Path) -> Document | None:
     return dict(document)
 
 
-def check_array(node: Node) -> ArrayMetadata:
-    """Return what an array is, or why it cannot be read.
+def check_array(node: Node, *, dtypes: Collection[str]) -> ArrayMetadata:
+    """Return what an array is, or why it cannot be read; `dtypes` are those of `ITEM_BYTES` that are wanted.
 
     Raises
     ------
     UnsupportedDtypeError
-        If the data type is not uint8, uint16, int16, float16 or float32.
+        If the data type is not one of `dtypes`.
     UnsupportedCodecError
         If a codec, compressor or filter is outside the allow-list.
     UnsupportedAxesError
@@ -154,7 +161,7 @@ def check_array(node: Node) -> ArrayMetadata:
             fix="write what is to be segmented as an array with these axes",
         )
     _require(0 not in shape, file, f"shape is {list(shape)}: the array is empty")
-    dtype = _dtype(node)
+    dtype = _dtype(node, dtypes)
     names: object
     if node.zarr_format == 2:
         chunks, shards, codecs = _check_v2(document, file)
@@ -181,17 +188,17 @@ def check_array(node: Node) -> ArrayMetadata:
     )
 
 
-def _dtype(node: Node) -> str:
+def _dtype(node: Node, dtypes: Collection[str]) -> str:
     raw = node.document.get("dtype" if node.zarr_format == 2 else "data_type")
     if isinstance(raw, str):
         name = raw
         if node.zarr_format == 2:
-            match = re.fullmatch(r"[<>|]?([uif]\d)", raw)
+            match = re.fullmatch(r"[<>|]?([buif]\d)", raw)
             name = _V2_DTYPES.get(match[1], "") if match else ""
-        if name in ITEM_BYTES:
+        if name in dtypes:
             return name
     raise UnsupportedDtypeError(
-        f"data type {_show(raw)} came, one of {', '.join(ITEM_BYTES)} was expected",
+        f"data type {_show(raw)} came, one of {', '.join(dtypes)} was expected",
         f"in {node.file}",
         fix="convert the array to one of these data types; whole numbers up to 65,535 fit uint16",
     )

@@ -178,15 +178,18 @@ def _parse(data: bytes, source: str) -> Any:
 
 def _require_plain(model: Any, source: str) -> None:
     problems: list[str] = []
-    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    if opsets != {"ai.onnx": OPSET}:
-        problems.append(f"operator sets: ai.onnx {OPSET} was expected, {opsets} came")
+    opsets = [(entry.domain or "ai.onnx", entry.version) for entry in model.opset_import]
+    if opsets != [("ai.onnx", OPSET)]:
+        came = ", ".join(f"{domain} {version}" for domain, version in opsets)
+        problems.append(f"operator sets: ai.onnx {OPSET} was expected, {came} came")
     if model.ir_version > MAX_IR_VERSION:
         problems.append(f"IR version: at most {MAX_IR_VERSION} was expected, {model.ir_version} came")
     if model.functions or model.training_info or model.graph.sparse_initializer or model.graph.quantization_annotation:
         problems.append("functions, training information, sparse or annotated tensors")
     # Protobuf gives bytes for a text that is no UTF-8.
-    unknown = sorted({str(n.op_type) for n in model.graph.node if n.op_type not in KNOWN_OPERATORS or n.domain})
+    unknown = sorted(
+        {str(n.op_type) for n in model.graph.node if n.op_type not in KNOWN_OPERATORS or n.domain or n.overload}
+    )
     if unknown:
         problems.append(f"operators: {', '.join(sorted(KNOWN_OPERATORS))} were expected, {', '.join(unknown)} came")
     integers = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
@@ -239,7 +242,8 @@ def _require_fit(model: Any, card: ModelCard, source: str) -> None:
         if any(v.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for v in values):
             problems.append(f"{kind}: float32 was expected")
     weights = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    if weights != weight_shapes(card.network):
+    names = [t.name for t in model.graph.initializer]
+    if weights != weight_shapes(card.network) or len(set(names)) < len(names):
         problems.append(
             f"weights: those of depth {card.network.depth} and width {card.network.base_width} were expected, "
             f"{len(weights)} tensors of {sum(map(math.prod, weights.values())):,} values came"

@@ -98,14 +98,16 @@ def segment_array(
         EngineRequest(artifact=artifact, device=device, threads=threads, factory=engine_factory), traverse=False
     )
     task = dask.delayed(_segment_piece, pure=True, traverse=False)
-    canonical = _to_tczyx(array, axes)[:, list(chosen)]
+    channel_index: Any = slice(None) if chosen == tuple(range(count)) else list(chosen)
     classes = card.network.classes
 
     def block_array(block: Block) -> Any:
         y = plan_window(plan.geometry, block.tiles_y, plan.extents.y)
         x = plan_window(plan.geometry, block.tiles_x, plan.extents.x)
-        source = canonical[block.t, :, block.z.slice, y.source.slice, x.source.slice]
-        values = task(source, block, y, x, request=request, normaliser=normaliser, kind=wanted, batch=batch)
+        place = {"t": slice(block.t, block.t + 1), "c": channel_index, "z": block.z.slice}
+        place |= {"y": y.source.slice, "x": x.source.slice}
+        source = array[tuple(place[axis] for axis in axes)]  # one slicing: it is a task for every chunk it touches
+        values = task(source, block, y, x, axes=axes, request=request, normaliser=normaliser, kind=wanted, batch=batch)
         shape = (1, classes if wanted == "probabilities" else 1, block.z.size, block.y.size, block.x.size)
         return dask.array.from_delayed(values, shape=shape, dtype=np.uint8)
 
@@ -128,24 +130,22 @@ def _require_axes(array: Any, axes: str | None) -> str:
     return require_axes(list(names), where="the axes argument", fix='name them in order, such as axes="czyx"')
 
 
-def _to_tczyx(array: Any, axes: str) -> Any:
-    return array[tuple(slice(None) if axis in axes else None for axis in "tczyx")]
-
-
 def _segment_piece(
     pixels: npt.NDArray[Any],
     block: Block,
     y: WindowPlan,
     x: WindowPlan,
     *,
+    axes: str,
     request: EngineRequest,
     normaliser: Normaliser,
     kind: str,
     batch: int,
 ) -> npt.NDArray[np.uint8]:
-    """Segment one block from the pixels (c, z, y, x) it needs; the Dask task. Returns (1, c, z, y, x)."""
+    """Segment one block from the pixels (of `axes`) that it needs; the Dask task. Returns (1, c, z, y, x)."""
+    canonical = np.asarray(pixels)[tuple(slice(None) if axis in axes else None for axis in "tczyx")]  # t of size 1
     labels, probabilities = segment_window(
-        spread(np.asarray(pixels), y, x),
+        spread(canonical[0], y, x),
         block,
         engine=get_engine(request),
         normaliser=normaliser,

@@ -105,20 +105,21 @@ def to_labels(logits: Batch) -> npt.NDArray[np.uint8]:
 def to_probabilities(logits: Batch, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
     """Return the soft-max (paper, section 3) in 8 bit: logits (k, y, x) to uint8 (k, y, x), 255 for certain.
 
-    Of two classes the second is the logistic function of the difference, and the first what is left of 255.
+    Of two classes the first is the logistic function of the difference and the second what is left of 255, so that a
+    tie, as in `to_labels`, is the first's.
     """
     result = np.empty(logits.shape, np.uint8) if out is None else out
     for start in range(0, logits.shape[1], STRIP):  # a strip stays in the processor's cache
         strip, place = logits[:, start : start + STRIP], result[:, start : start + STRIP]
         if logits.shape[0] == 2:
-            odds = strip[0] - strip[1]
+            odds = strip[1] - strip[0]
             with np.errstate(over="ignore"):  # infinite odds are a probability of 0
                 np.exp(odds, out=odds)
             odds += 1
             np.divide(np.float32(255), odds, out=odds)
             np.rint(odds, out=odds)
-            place[1] = odds
-            np.subtract(255, place[1], out=place[0])
+            place[0] = odds
+            np.subtract(255, place[0], out=place[1])
         else:
             powers = np.exp(strip - strip.max(axis=0))
             powers *= np.float32(255) / powers.sum(axis=0)

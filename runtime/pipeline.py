@@ -409,7 +409,7 @@ def _finish(spec: OutputSpec, provenance: dict[str, Any], result: SegmentationRe
         listing = [f"block {r.index}: {(r.failure or '').splitlines()[0]}" for r in result.failed[:10]]
         more = len(failures) - len(listing)
         raise PartialResultError(
-            f"{len(failures)} of {result.plan.n_blocks} blocks failed; they are 0 in {spec.path}",
+            f"{len(failures)} of {result.plan.n_blocks} blocks failed; they are 0 in {result.output}",
             *listing,
             *([f"and {more} more, listed in the output's attributes"] if more else []),
             fix="mend the cause, then run again with --overwrite",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,14 @@ from unet_deploy.errors import (
 from unet_deploy.geometry import Interval
 from unet_deploy.runtime._chunk_guard import ChunkStore, guarded_document
 from unet_deploy.runtime._locate import axes_of_array, locate
-from unet_deploy.runtime._zarr_metadata import ArrayMetadata, Node, check_array, read_node
+from unet_deploy.runtime._zarr_metadata import (
+    INPUT_DTYPES,
+    ITEM_BYTES,
+    ArrayMetadata,
+    Node,
+    check_array,
+    read_node,
+)
 from unet_deploy.runtime.ome import AXES, LevelTransform, MultiscaleImage
 
 
@@ -167,7 +174,9 @@ def _as_index(channels: list[int]) -> slice | npt.NDArray[np.int64]:
     return slice(run.start, run.stop) if channels == [*run] else np.asarray(channels, dtype=np.int64)
 
 
-def open_volume(path: str | Path, *, level: int = 0, axes: str | None = None) -> Volume:
+def open_volume(
+    path: str | Path, *, level: int = 0, axes: str | None = None, dtypes: Collection[str] = INPUT_DTYPES
+) -> Volume:
     """Open a Zarr array or OME-Zarr image for reading.
 
     Parameters
@@ -178,6 +187,9 @@ def open_volume(path: str | Path, *, level: int = 0, axes: str | None = None) ->
         Which array of an OME-Zarr pyramid; 0 is the finest.
     axes
         What a bare array's axes are, e.g. ``"czyx"``; by default its own names, else yx, zyx or tczyx.
+    dtypes
+        The data types to accept: by default those that a network is given; for labels and scores, any of bool, int8
+        to int64, uint8 to uint64, float16 to float64.
 
     Returns
     -------
@@ -202,23 +214,23 @@ def open_volume(path: str | Path, *, level: int = 0, axes: str | None = None) ->
     """
     located = locate(path)
     if isinstance(located.found, Node):
-        return _open_array(located.root, located.found, level=level, axes=axes)
-    return _open_image(located.root, located.found, level=level, axes=axes)
+        return _open_array(located.root, located.found, level=level, axes=axes, dtypes=dtypes)
+    return _open_image(located.root, located.found, level=level, axes=axes, dtypes=dtypes)
 
 
-def _open_array(root: Path, node: Node, *, level: int, axes: str | None) -> Volume:
+def _open_array(root: Path, node: Node, *, level: int, axes: str | None, dtypes: Collection[str]) -> Volume:
     if level != 0:
         raise UsageError(
             f"level {level} came, but {root} is an array, which has only level 0",
             fix="give the path of the image's group",
         )
-    metadata = check_array(node)
+    metadata = check_array(node, dtypes=dtypes)
     names = axes_of_array(root, metadata, axes=axes)
     transform = LevelTransform(path="", scale=None, translation=None)
     return _make(root, metadata, axes=names, levels=(_level(transform, metadata),), level=0, image=None)
 
 
-def _open_image(root: Path, image: MultiscaleImage, *, level: int, axes: str | None) -> Volume:
+def _open_image(root: Path, image: MultiscaleImage, *, level: int, axes: str | None, dtypes: Collection[str]) -> Volume:
     if axes is not None and axes != image.axes:
         raise UsageError(
             f"--axes {axes} came, but the OME-Zarr metadata says {image.axes}",
@@ -239,7 +251,7 @@ def _open_image(root: Path, image: MultiscaleImage, *, level: int, axes: str | N
             f"in {root}",
             fix="copy the volume again, whole, or choose another level with --level",
         )
-    metadata = check_array(node)
+    metadata = check_array(node, dtypes=dtypes)
     if len(image.axes) != len(metadata.shape):
         raise UnsupportedAxesError(
             f"the array has {len(metadata.shape)} axes, the image's metadata says {image.axes}",
@@ -256,7 +268,7 @@ def _open_image(root: Path, image: MultiscaleImage, *, level: int, axes: str | N
 def _metadata_or_none(directory: Path) -> ArrayMetadata | None:
     try:
         node = read_node(directory)
-        return check_array(node) if node is not None and node.kind == "array" else None
+        return check_array(node, dtypes=ITEM_BYTES) if node is not None and node.kind == "array" else None
     except InputDataError:
         return None  # an unused level may be broken; choosing it says how
 
@@ -322,7 +334,7 @@ def _zarr_array(metadata: ArrayMetadata) -> zarr.Array[Any]:
 def _reopen(info: VolumeInfo) -> Volume:
     directory = Path(info.path) / info.array_path
     node = read_node(directory)
-    metadata = check_array(node) if node is not None and node.kind == "array" else None
+    metadata = check_array(node, dtypes=ITEM_BYTES) if node is not None and node.kind == "array" else None
     found = None if metadata is None else (metadata.shape, metadata.dtype, metadata.chunks, metadata.shards)
     if metadata is None or found != (info.shape, info.dtype, info.chunks, info.shards):
         raise ReadError(

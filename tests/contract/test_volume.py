@@ -118,6 +118,22 @@ def test_an_undefined_fill_value_reads_as_zero(tmp_path: Path) -> None:
     assert not read_all(volume).any()
 
 
+@pytest.mark.parametrize("kind", ["v2-blosc", "v2-big-endian", "v3-zstd", "v3-sharded"])
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "int64", "uint32", "uint64", "float64"])
+def test_labels_and_scores_are_read_where_their_dtype_is_asked_for(tmp_path: Path, kind: str, dtype: str) -> None:
+    pixels = make_pixels("zyx", "uint8") > 127 if dtype == "bool" else make_pixels("zyx", dtype)
+    path = write_array(tmp_path / "array", pixels, axes="zyx", kind=KIND[kind])
+    with pytest.raises(UnsupportedDtypeError, match="one of uint8, uint16, int16, float16, float32 was expected"):
+        open_volume(path)
+    with pytest.raises(UnsupportedDtypeError, match="one of uint8 was expected"):
+        open_volume(path, dtypes=("uint8",))
+    volume = open_volume(path, dtypes=(dtype,))
+    read = read_all(volume)
+    assert (volume.info.dtype, read.dtype) == (dtype, np.dtype(dtype))
+    np.testing.assert_array_equal(read, five_axes(pixels, "zyx"))
+    np.testing.assert_array_equal(read_all(pickle.loads(pickle.dumps(volume))), read)
+
+
 def test_channels_come_in_the_order_asked_for_and_may_repeat(tmp_path: Path) -> None:
     pixels = make_pixels("czyx", "uint16")
     volume = open_volume(write_array(tmp_path / "array", pixels, axes="czyx", kind=KIND["v3-sharded"]), axes="czyx")

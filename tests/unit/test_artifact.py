@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from unet_deploy.card import ModelCard, TestTensor
-from unet_deploy.card_json import METADATA_KEY, dump_card
+from unet_deploy.card_json import CARD_HASH_KEY, METADATA_KEY, dump_card
 from unet_deploy.errors import (
     CardError,
     ModelError,
@@ -26,6 +26,7 @@ from unet_deploy.errors import (
 from unet_deploy.runtime.artifact import (
     MAX_FILE_BYTES,
     Artifact,
+    hash_card,
     hash_graph,
     load_artifact,
     load_bundled_artifact,
@@ -40,13 +41,20 @@ def nothing(model: Any) -> None:
     """Change nothing."""
 
 
+def write_card(model: Any, text: str) -> bytes:
+    """Return the file with another card, and the hash of its text beside it."""
+    values = {METADATA_KEY: text, CARD_HASH_KEY: hash_card(text)}
+    for entry in model.metadata_props:
+        entry.value = values[entry.key]
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def forged(artifact: Artifact, change: Change = nothing, *, card: ModelCard | None = None) -> bytes:
     """Return the file with its graph changed and the card's hash made to fit: what a careful forger would write."""
     model = onnx.load_model_from_string(artifact.data)
     change(model)
     honest = replace(card or artifact.card, graph_sha256=hash_graph(model))
-    model.metadata_props[0].value = dump_card(honest)
-    return bytes(model.SerializeToString(deterministic=True))
+    return write_card(model, dump_card(honest))
 
 
 def damaged(artifact: Artifact, change: Change) -> bytes:
@@ -291,8 +299,8 @@ KNOWN = "Concat, Conv, ConvTranspose, MaxPool, Relu, Slice"
         (add_function, "functions, training information, sparse or annotated tensors"),
         (lambda m: m.training_info.add(), "functions, training information, sparse or annotated tensors"),
         (add_sparse, "functions, training information, sparse or annotated tensors"),
-        (add_subgraph, "sub-graphs"),
-        (add_subgraphs, "sub-graphs"),
+        (add_subgraph, "attributes that are no integers: sub-graphs.*"),
+        (add_subgraphs, "attributes that are no integers: sub-graphs.*"),
         (use_opset(17), r"operator sets: ai\.onnx 18 was expected, \{'ai\.onnx': 17\} came"),
         (use_opset(19), r"operator sets: ai\.onnx 18 was expected, \{'ai\.onnx': 19\} came"),
         (lambda m: setattr(m, "ir_version", 11), "IR version: at most 10 was expected, 11 came"),
@@ -377,17 +385,32 @@ def test_all_problems_are_said_together(tiny_artifact: Artifact) -> None:
 
 def test_the_card_of_a_checkpoint_is_refused(tiny_artifact: Artifact) -> None:
     model = onnx.load_model_from_string(tiny_artifact.data)
-    model.metadata_props[0].value = dump_card(replace(tiny_artifact.card, graph_sha256=None, test_tensor=None))
+    data = write_card(model, dump_card(replace(tiny_artifact.card, graph_sha256=None, test_tensor=None)))
     with pytest.raises(
         CardError, match=r"\n  graph_sha256 and test_tensor were expected, but the card is one of a checkpoint\n"
     ):
-        read_artifact(model.SerializeToString(), source="x")
+        read_artifact(data, source="x")
 
 
 def test_a_card_that_cannot_be_read_is_refused(tiny_artifact: Artifact) -> None:
     model = onnx.load_model_from_string(tiny_artifact.data)
-    model.metadata_props[0].value = "{"
     with pytest.raises(CardError, match=r"^the model card is not valid JSON\n  in x\n"):
+        read_artifact(write_card(model, "{"), source="x")
+
+
+@pytest.mark.parametrize("what", ["edited", "unhashed", "no-text"])
+def test_a_card_whose_text_was_changed_is_refused(tiny_artifact: Artifact, what: str) -> None:
+    model = onnx.load_model_from_string(tiny_artifact.data)
+    entries = {entry.key: entry for entry in model.metadata_props}
+    if what == "edited":
+        entries[METADATA_KEY].value = entries[METADATA_KEY].value.replace("class 1", "class 7").replace("255", "254")
+    elif what == "unhashed":
+        model.metadata_props.remove(entries[CARD_HASH_KEY])
+    else:
+        entries[METADATA_KEY].value = ""
+    with pytest.raises(
+        CardError, match=r"^the model card of x was edited or damaged\n  its text does not have the sha256"
+    ):
         read_artifact(model.SerializeToString(), source="x")
 
 
@@ -509,5 +532,6 @@ def test_a_test_tensor_of_an_illegal_size_is_refused(tiny_artifact: Artifact) ->
 
 
 def test_the_card_stands_where_it_is_said_to(tiny_artifact: Artifact) -> None:
-    (entry,) = onnx.load_model_from_string(tiny_artifact.data).metadata_props
+    entry, stamp = onnx.load_model_from_string(tiny_artifact.data).metadata_props
     assert entry.key == METADATA_KEY == "unet_deploy"
+    assert (stamp.key, stamp.value) == ("unet_deploy_card_sha256", hashlib.sha256(entry.value.encode()).hexdigest())

@@ -15,9 +15,9 @@ from onnx import numpy_helper
 torch = pytest.importorskip("torch", reason="the weights' names are those of the torch network: extra 'train'")
 
 from unet_deploy.card import ModelCard, Network  # noqa: E402
-from unet_deploy.card_json import METADATA_KEY, dump_card  # noqa: E402
+from unet_deploy.card_json import CARD_HASH_KEY, METADATA_KEY, dump_card  # noqa: E402
 from unet_deploy.exporters.graph import Weights, build_graph, stamp_card  # noqa: E402
-from unet_deploy.runtime.artifact import KNOWN_OPERATORS, hash_graph  # noqa: E402
+from unet_deploy.runtime.artifact import KNOWN_OPERATORS, hash_card, hash_graph  # noqa: E402
 from unet_deploy.training.network import UNet  # noqa: E402
 
 DEPTHS = (1, 2, 3, 4, 5)
@@ -126,8 +126,10 @@ def test_a_stamp_replaces_the_one_before(tiny_card: ModelCard) -> None:
     once = onnx.load_model_from_string(stamp_card(model, tiny_card))
     once.metadata_props.add().key = "someone else's"
     twice = onnx.load_model_from_string(stamp_card(once, tiny_card))
-    assert [(entry.key, entry.value) for entry in twice.metadata_props] == [(METADATA_KEY, dump_card(tiny_card))]
-    assert len(once.metadata_props) == 2  # the model given is not changed
+    text = dump_card(tiny_card)
+    stamps = {entry.key: entry.value for entry in twice.metadata_props}
+    assert stamps == {METADATA_KEY: text, CARD_HASH_KEY: hash_card(text)}
+    assert len(once.metadata_props) == 3  # the model given is not changed
 
 
 def test_weights_that_have_no_place_are_our_bug() -> None:
