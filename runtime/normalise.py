@@ -72,12 +72,13 @@ def choose_normaliser(
     low, high = card.input.value_range
     if input_range is not None:
         first, last = input_range
-        if not (math.isfinite(first) and math.isfinite(last) and first < last):
-            fix = f"{last:g}:{first:g}" if math.isfinite(first) and math.isfinite(last) and first > last else "0:4095"
+        is_finite_range = math.isfinite(first) and math.isfinite(last)
+        if not (is_finite_range and first < last):
+            some = f"{min(first, last):g}:{max(first, last) + (first == last):g}" if is_finite_range else "0:4095"
             raise ConfigurationError(
-                f"input range {first:g}:{last:g} is empty or endless",
+                f"input range {first:g}:{last:g} {'is empty' if is_finite_range else 'has no end'}",
                 "the volume's grey values that stand for black and white in training were expected, low first",
-                fix=f"--input-range {fix}",
+                fix=f"--input-range {some}",
             )
         gain = (high - low) / (last - first)
         return Normaliser(mean=constants.mean, std=constants.std, gain=gain, offset=low - first * gain)

@@ -290,19 +290,21 @@ KNOWN = "Concat, Conv, ConvTranspose, MaxPool, Relu, Slice"
         (add_known_name_of_another_domain, rf"operators: {KNOWN} were expected, Conv came"),
         (
             add_known_name_of_another_domain,
-            r"operator sets: ai\.onnx 18 was expected, \{'ai\.onnx': 18, 'com\.example': 1\} came",
+            r"operator sets: ai\.onnx 18 was expected, ai\.onnx 18, com\.example 1 came",
         ),
         (
             lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3)),
-            r"operator sets: .*'ai\.onnx\.ml': 3.*",
+            r"operator sets: .*, ai\.onnx\.ml 3 came",
         ),
         (add_function, "functions, training information, sparse or annotated tensors"),
         (lambda m: m.training_info.add(), "functions, training information, sparse or annotated tensors"),
         (add_sparse, "functions, training information, sparse or annotated tensors"),
         (add_subgraph, "attributes that are no integers: sub-graphs.*"),
         (add_subgraphs, "attributes that are no integers: sub-graphs.*"),
-        (use_opset(17), r"operator sets: ai\.onnx 18 was expected, \{'ai\.onnx': 17\} came"),
-        (use_opset(19), r"operator sets: ai\.onnx 18 was expected, \{'ai\.onnx': 19\} came"),
+        (use_opset(17), r"operator sets: ai\.onnx 18 was expected, ai\.onnx 17 came"),
+        (lambda m: m.opset_import.append(helper.make_opsetid("", 18)), r"operator sets: .*, ai\.onnx 18 came"),
+        (lambda m: setattr(m.graph.node[0], "overload", "mine"), rf"operators: {KNOWN} were expected, Conv came"),
+        (use_opset(19), r"operator sets: ai\.onnx 18 was expected, ai\.onnx 19 came"),
         (lambda m: setattr(m, "ir_version", 11), "IR version: at most 10 was expected, 11 came"),
         (use_half_precision, r"tensor 'contracting\.0\.0\.weight' has the data type FLOAT16"),
         (unknown_data_type, r"tensor 'contracting\.0\.0\.weight' has the data type .*999"),
@@ -408,9 +410,7 @@ def test_a_card_whose_text_was_changed_is_refused(tiny_artifact: Artifact, what:
         model.metadata_props.remove(entries[CARD_HASH_KEY])
     else:
         entries[METADATA_KEY].value = ""
-    with pytest.raises(
-        CardError, match=r"^the model card of x was edited or damaged\n  its text does not have the sha256"
-    ):
+    with pytest.raises(CardError, match=r"^the model card of x was edited or damaged\n  its text does not"):
         read_artifact(model.SerializeToString(), source="x")
 
 
@@ -470,7 +470,7 @@ def test_another_interface_is_refused(tiny_artifact: Artifact, change: Change, p
         CardError, match=rf"^the model card and the graph of x do not belong together\n  {problem}.*\n"
     ) as caught:
         read_artifact(forged(tiny_artifact, change), source="x")
-    assert len(caught.value.details) == 1
+    assert caught.value.fix.endswith("export or copy it again")
 
 
 def loses_nodes(model: Any) -> None:

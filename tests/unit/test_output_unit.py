@@ -262,7 +262,8 @@ def test_nothing_of_a_replaced_output_is_left(tmp_path: Path, first: dict[str, A
             array = zarr.open_array(spec.path, path=path, mode="r")
             assert array.metadata.zarr_format == spec.zarr_format
             assert (np.asarray(array[...]) == value).all()
-            assert array.nchunks_initialized == array.nchunks
+            if array.shards is None:  # of a shard, Zarr counts the chunks beyond the edge too
+                assert array.nchunks_initialized == array.nchunks
 
 
 def write_everything(spec: OutputSpec, value: int) -> None:
