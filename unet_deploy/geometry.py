@@ -3,8 +3,8 @@
 For depth d, with two valid 3x3 convolutions a level (Ronneberger et al. 2015, section 2):
 
 1. The *divisor* is 2**d: how much the network down-samples.
-2. A core that starts and ends at multiples of the divisor needs *context* = 6 * 2**d - 4 pixels before it (92 for d = 4)
-   and context plus the surplus of rule 4 after it. (One pixel alone may see up to divisor - 1 further, by its phase.)
+2. A core that starts and ends at multiples of the divisor needs *context* = 6 * 2**d - 4 pixels before it (92 for
+   d = 4), and context plus the surplus of rule 4 after it. (One pixel may see up to divisor - 1 further, by its phase.)
 3. A legal input side is n = k * 2**d - 4 with n > 2 * context; its output side is n - 2 * context.
 4. Max-pooling is not shift-invariant: two tiles agree on a pixel exactly only if their origins differ by a
    multiple of the divisor. So cores start at multiples of the divisor in volume coordinates, and the
