@@ -228,10 +228,16 @@ def segment(
 
     Raises
     ------
-    UnetDeployError
-        Each of its subclasses whose code starts with volume, not-a-volume, several-images, unsupported, unbounded,
-        channel, value-range, output, no-space, model, not-an-artifact, unsafe-model, card, test-tensor, tile,
-        configuration, unknown-name, missing-dependency, device or scheduler, before anything is written.
+    InputDataError
+        If the volume cannot be read or does not fit the model, or the output cannot go where it should.
+    ModelError
+        If the model is missing, damaged or not ours, or this device does not reproduce its test tensor.
+    UsageError
+        If a tile is not legal, or a setting is unknown or cannot be meant.
+    RequirementError
+        If a package, a device or the scheduler is missing. All of these come before anything is written.
+    NoSpaceError
+        Also if the disk fills up meanwhile; the output then says that it is unfinished.
     PartialResultError
         If blocks failed; the output holds the others and says so.
     """

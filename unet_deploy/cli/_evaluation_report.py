@@ -223,35 +223,68 @@ def make_page(report: Report) -> npt.NDArray[np.uint8]:
         if (error.name or "").partition(".")[0] != "PIL":
             raise
         raise MissingDependencyError.of_extra("pillow", extra="evaluate", purpose="a report as PNG") from error
-    font = ImageFont.load_default(_FONT)
-    rows = [side_by_side(picture.panels, gap=GAP) for picture in report.pictures]
-    lines = _page_lines(report)
-    legend_width = max((90 + int(font.getlength(text)) for _, text in report.legend), default=0)
-    text_width = max(int(font.getlength(text)) for text, _ in lines)
-    width = max([text_width, legend_width, 640, *(row.shape[1] for row in rows)]) + 2 * _MARGIN
-    head = len(lines) * _LINE + (len(report.legend) + 1) * _LINE
-    height = 2 * _MARGIN + head + sum(row.shape[0] + 3 * _LINE for row in rows)
-    page = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(page)
-    y = _MARGIN
-    for text, colour in lines:
-        x = float(_MARGIN)
-        for cell in text.split("\t"):
-            draw.text((x, y), cell, fill=colour, font=font)
-            x += _column_width(lines, font) if "\t" in text else 0
-        y += _LINE
-    for hexadecimal, text in report.legend if rows else ():
-        draw.rectangle((_MARGIN, y + 3, _MARGIN + 13, y + 16), fill=hexadecimal, outline=_FAINT)
-        draw.text((_MARGIN + 22, y), text, fill=_INK, font=font)
-        y += _LINE
-    for picture, row in zip(report.pictures, rows, strict=True):
-        y += _LINE // 2
-        draw.text((_MARGIN, y), f"{picture.name}: {picture.caption}", fill=_INK, font=font)
-        y += _LINE
-        panel_width = picture.panels[0].shape[1] + GAP
-        for number, title in enumerate(TITLES):
-            draw.text((_MARGIN + number * panel_width, y), title, fill=_FAINT, font=font)
-        y += _LINE
-        page.paste(Image.fromarray(row), (_MARGIN, y))
-        y += row.shape[0]
-    return np.asarray(page)
+    font: Any = ImageFont.load_default(_FONT)
+    page = _Page(font)
+    page.add_row([report.title], [0])
+    page.add_table(Table(title="", header=(), rows=report.facts))
+    for table in report.tables:
+        page.add_table(table)
+    for note in report.notes:
+        page.add_row([note], [0], colour=_FAINT)
+    page.y += _LINE // 2
+    for colour, text in report.legend if report.pictures else ():
+        page.swatches.append((page.y, colour))
+        page.add_row([text], [_LINE + 4])
+    for picture in report.pictures:
+        page.add_picture(picture)
+    canvas = Image.new("RGB", (page.width + _MARGIN, page.y + _MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    for x, y, text, ink in page.texts:
+        draw.text((x, y), text, fill=ink, font=font)
+    for y, colour in page.swatches:
+        draw.rectangle((_MARGIN, y + 2, _MARGIN + 14, y + 16), fill=colour, outline=_FAINT)
+    drawn = np.array(canvas)
+    for y, row in page.images:
+        drawn[y : y + row.shape[0], _MARGIN : _MARGIN + row.shape[1]] = row
+    return drawn
+
+
+class _Page:
+    """Where everything goes, from top to bottom; `width` is what it needs."""
+
+    def __init__(self, font: Any) -> None:
+        self._font = font
+        self.y = _MARGIN
+        self.width = 640
+        self.texts: list[tuple[int, int, str, tuple[int, int, int]]] = []
+        self.swatches: list[tuple[int, str]] = []
+        self.images: list[tuple[int, npt.NDArray[np.uint8]]] = []
+
+    def _length(self, text: str) -> int:
+        return int(self._font.getlength(text)) + 1
+
+    def add_row(self, cells: Sequence[str], at: Sequence[int], *, colour: tuple[int, int, int] = _INK) -> None:
+        for cell, x in zip(cells, at, strict=True):
+            self.texts.append((_MARGIN + x, self.y, cell, colour))
+            self.width = max(self.width, _MARGIN + x + self._length(cell))
+        self.y += _LINE
+
+    def add_table(self, table: Table) -> None:
+        self.y += _LINE // 2
+        if table.title:
+            self.add_row([table.title], [0])
+        rows = [table.header, *table.rows] if table.header else [*table.rows]
+        widths = [max(self._length(row[column]) for row in rows) for column in range(len(rows[0]))]
+        at = [sum(widths[:column]) + 20 * column for column in range(len(widths))]
+        for row in rows:
+            self.add_row(row, at, colour=_FAINT if row is table.header else _INK)
+
+    def add_picture(self, picture: SlicePicture) -> None:
+        self.y += _LINE
+        self.add_row([f"{picture.name}: {picture.caption}"], [0])
+        step = picture.panels[0].shape[1] + GAP
+        self.add_row(TITLES, [number * step for number in range(len(TITLES))], colour=_FAINT)
+        row = side_by_side(picture.panels, gap=GAP)
+        self.images.append((self.y, row))
+        self.width = max(self.width, _MARGIN + row.shape[1])
+        self.y += row.shape[0]
