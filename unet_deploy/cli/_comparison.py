@@ -75,9 +75,7 @@ def compare_with(
     name = f"yours ({inputs.name})"
     if table is CTC2015:
         column = by or _guess_data_set(inputs, table, say=say)
-        return Comparison(
-            placed=place(Row(name=name, values={column: evaluation.value("seg")}), table, by=column)
-        )
+        return Comparison(placed=place(Row(name=name, values={column: evaluation.value("seg")}), table, by=column))
     values = {column.key: evaluation.value(column.key) for column in table.columns}
     return Comparison(placed=place(Row(name=name, values=values), table, by=by))
 

@@ -226,9 +226,7 @@ def _threshold_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def score_instances(
-    paired: Paired, read: ReadPair, *, thresholds: Sequence[float], on_slice: OnSlice
-) -> Evaluation:
+def score_instances(paired: Paired, read: ReadPair, *, thresholds: Sequence[float], on_slice: OnSlice) -> Evaluation:
     """Score objects; those of one frame may span its slices."""
     counter = InstanceCounter(thresholds=thresholds)
     frames: list[Frame] = []
@@ -268,9 +266,7 @@ def score_instances(
             *_error_scores(scores),
         ),
         tables=(
-            Table(
-                title="by IoU threshold", header=("IoU >", "F1", "precision", "recall", "AP", "matches"), rows=rows
-            ),
+            Table(title="by IoU threshold", header=("IoU >", "F1", "precision", "recall", "AP", "matches"), rows=rows),
         ),
         details={
             "thresholds": [

@@ -2,7 +2,7 @@
 
 1. A slice larger than PANEL_SIDE is cut where it has most errors; a small one is enlarged by whole pixels.
 2. Three panels: the truth's outline (over the image, if there is one, else over the prediction), the prediction, and
-   the errors on a dark ground. Colours are Okabe and Ito's, which colour-blind people tell apart.
+   the errors on a dark ground. Colours are near those of Okabe and Ito, which colour-blind people tell apart.
 3. Topological errors are a few pixels in a large slice, so each gets a ring around it.
 """
 
@@ -26,10 +26,10 @@ PANEL_SIDE = 512
 SMALLEST_SIDE = 256
 TITLES = ("truth", "prediction", "errors")
 
-_SPLIT, _MERGE, _MISSED, _ADDED, _OTHER = "#d55e00", "#0090e0", "#cc79a7", "#00c08a", "#e69f00"
+_SPLIT, _MERGE, _MISSED, _ADDED, _OTHER = "#ff4a1c", "#2aa5ff", "#e28ac0", "#00c08a", "#ffffff"
 _TRUTH_LINE = "#ffe119"
 _GROUND, _RIGHT = "#161616", "#606060"
-_LACKS, _EXTRA = "#8fb8d8", "#a8865c"
+_LACKS, _EXTRA = "#7a93a6", "#8d7a62"
 CLASS_COLOURS = ("#404040", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 LEGENDS: dict[str, Legend] = {
@@ -86,9 +86,7 @@ def draw_membranes(
 
     kinds = find_mismatches(truth, interior, threshold=threshold, radius=radius)
     is_cell = truth != 0
-    grey = (
-        interior if interior.dtype == np.uint8 else np.rint(interior.astype(np.float64) * 255).astype(np.uint8)
-    )
+    grey = interior if interior.dtype == np.uint8 else np.rint(interior.astype(np.float64) * 255).astype(np.uint8)
     inside = grey / np.float64(255) > threshold if interior.dtype == np.uint8 else interior > np.float64(threshold)
     view = _View(kinds if kinds.any() else is_cell != inside)
     is_cell, inside, grey, kinds = (view.cut(plane) for plane in (is_cell, inside, grey, kinds))
@@ -100,7 +98,9 @@ def draw_membranes(
     for mask, colour in ((is_other, _OTHER), (kinds == Mismatch.MERGE, _MERGE), (kinds == Mismatch.SPLIT, _SPLIT)):
         _ring(errors, mask, colour)
     counts = [int(np.sum(kinds == kind)) // view.enlarged**2 for kind in (Mismatch.SPLIT, Mismatch.MERGE)]
-    caption = f"{counts[0]} split px, {counts[1]} merge px, {int(is_other.sum()) // view.enlarged**2} px of other topology"
+    caption = (
+        f"{counts[0]} split px, {counts[1]} merge px, {int(is_other.sum()) // view.enlarged**2} px of other topology"
+    )
     outlined = _rgb(grey if image is None else to_display(view.cut(image)))
     _paint(outlined, edges(is_cell), _TRUTH_LINE)
     return SlicePicture(name=name, caption=caption + view.where, panels=(outlined, _rgb(grey), errors))
@@ -165,7 +165,8 @@ def edges(labels: Labels) -> npt.NDArray[np.bool_]:
     edge[:-1] |= down
     edge[:, 1:] |= across
     edge[:, :-1] |= across
-    return edge & (labels != 0)
+    edge &= labels != 0
+    return edge
 
 
 class _View:
@@ -225,7 +226,7 @@ def _paint(picture: Rgb, mask: npt.NDArray[np.bool_], colour: str) -> None:
 
 def _ring(picture: Rgb, mask: npt.NDArray[np.bool_], colour: str) -> None:
     """Mark the pixels of a mask, and draw a line around each group of them."""
-    near, far = _widen(mask, lambda y, x: y * y + x * x <= 42), _widen(mask, lambda y, x: y * y + x * x <= 74)
+    near, far = _widen(mask, lambda y, x: y * y + x * x <= 37), _widen(mask, lambda y, x: y * y + x * x <= 80)
     _paint(picture, far & ~near, colour)
     _paint(picture, _widen(mask, lambda y, x: abs(y) + abs(x) <= 1), colour)
 

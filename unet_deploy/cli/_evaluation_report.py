@@ -40,7 +40,7 @@ th, td { text-align: right; padding: .15rem .9rem; border-bottom: 1px solid #ddd
 th:first-child, td:first-child, td.text { text-align: left }
 tr.yours { background: #fff3c4; font-weight: 600 }
 .legend span { display: inline-block; margin-right: 1.4rem; white-space: nowrap }
-.legend i { display: inline-block; width: .9em; height: .9em; margin-right: .4em; border: 1px solid #888; vertical-align: -.1em }
+.legend i { display: inline-block; width: .9em; height: .9em; margin-right: .4em; border: 1px solid #888 }
 .row { display: flex; gap: .5rem } figure { margin: 0; flex: 1 1 0; min-width: 0 }
 img { width: 100%; height: auto; image-rendering: pixelated; display: block; background: #161616 }
 figcaption, .note { color: #666; font-size: .87rem }

@@ -14,25 +14,25 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 
+from unet_deploy.cli import _options as flags
 from unet_deploy.cli import _planes as planes
 from unet_deploy.cli._evaluation import Evaluation
+from unet_deploy.cli._evaluation_pictures import SlicePicture, draw_classes, draw_instances, draw_membranes
 from unet_deploy.cli._pairing import Pair, Paired, is_ctc_result, is_ctc_truth, pair_ctc, pair_stacks
-from unet_deploy.cli._stacks import Plane, Slice, Stack, is_zarr, join_stacks, open_stack
-from unet_deploy.errors import ChannelError, NotAVolumeError, ValueRangeError
+from unet_deploy.cli._segmented import MEMBRANE, Segmentation, read_segmentation, segment_images
+from unet_deploy.cli._stacks import Stack, is_zarr, open_files, open_stack
+from unet_deploy.errors import UsageError, ValueRangeError, VolumeNotFoundError
 from unet_deploy.metrics.ctc import Frame
-from unet_deploy.runtime.output import LABELS_NAME, read_provenance
 
 Say = Callable[[str], None]
 
-MEMBRANE = re.compile(r"membrane|border|boundary|boundaries|edge", re.IGNORECASE)
 MAX_CLASS_VALUES = 16
-"""More values than this are numbers of objects."""
-GROUP_BYTES = 2**28
-"""Images of a folder are segmented together up to this size."""
+"""Labels above this are numbers of objects, or grey values."""
+_CTC_IMAGE = re.compile(r"t(\d+)\.tiff?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,6 @@ class Inputs:
     facts: tuple[tuple[str, str], ...]
     images: Stack | None = None
     image_of: Mapping[str, int] = field(default_factory=dict)
-    _labels: tuple[set[int], set[int]] = field(default_factory=lambda: (set(), set()))
     _is_positive_seen: bool = False
 
     def read(self, pair: Pair) -> planes.PlanePair:
@@ -97,19 +96,254 @@ class Inputs:
                 fix="give the value of the inside of cells; 255 and 0 are usual",
             )
 
-    def draw(self, pair: Pair, evaluation: Evaluation) -> Any:
+    def draw(self, pair: Pair, evaluation: Evaluation) -> SlicePicture:
         """Return the picture of a slice."""
-        from unet_deploy.cli import _evaluation_pictures as pictures
-
         truth, prediction = self.read(pair)
         image = None if self.images is None else self.images.read(self.image_of[pair.name])
         if self.kind == "membranes":
             assert evaluation.threshold is not None
             radius = int(evaluation.details["radius"])
-            return pictures.draw_membranes(
-                pair.name, truth, prediction, image, threshold=evaluation.threshold, radius=radius
-            )
+            return draw_membranes(pair.name, truth, prediction, image, threshold=evaluation.threshold, radius=radius)
         if self.kind == "classes":
-            return pictures.draw_classes(pair.name, truth, prediction, image)
-        errors = evaluation.errors[pair.frame]
-        return pictures.draw_instances(pair.name, truth, prediction, image, errors=errors)
+            return draw_classes(pair.name, truth, prediction, image)
+        return draw_instances(pair.name, truth, prediction, image, errors=evaluation.errors[pair.frame])
+
+
+def open_inputs(request: Request, stack: ExitStack, *, say: Say) -> Inputs:
+    """Open, pair and understand what is to be scored; `stack` closes and removes what was opened and made.
+
+    Raises
+    ------
+    UnetDeployError
+        Whatever is wrong with the paths, the flags or the model.
+    """
+    is_ctc = request.kind == "ctc" or (
+        request.kind is None
+        and request.model is None
+        and is_ctc_result(request.prediction)
+        and is_ctc_truth(request.truth)
+    )
+    if is_ctc:
+        return _open_ctc(request, stack, say=say)
+    truth = _open_truth(request, stack, say=say)
+    if request.model is not None:
+        return _open_segmented_now(request, truth, stack, say=say)
+    segmentation = read_segmentation(request.prediction, say=say)
+    if segmentation is not None:
+        return _of_segmentation(request, segmentation, truth, stack, say=say)
+    prediction = open_stack(request.prediction, axes=request.axes, channel=request.probability)
+    stack.callback(prediction.close)
+    paired = pair_stacks(prediction, truth)
+    seen = _peek(paired)
+    kind, why = (request.kind, "as asked") if request.kind is not None else seen.guess()
+    predicts: Literal["interior", "membrane"] = "membrane" if request.predicts == "membrane" else "interior"
+    reading = planes.Reading(
+        positive=request.positive,
+        class_values=request.class_values,
+        predicts=predicts,
+        is_mask=seen.dtypes[1] == "uint8" and seen.values[1] == {0, 1},
+    )
+    return _finish(
+        request, paired, kind, why, reading, class_names=tuple(request.class_values or ()), stack=stack, say=say
+    )
+
+
+def _open_truth(request: Request, stack: ExitStack, *, say: Say) -> Stack:
+    segmentation = read_segmentation(request.truth, say=say)
+    truth = (
+        segmentation.open_labels() if segmentation is not None else open_stack(request.truth, axes=request.truth_axes)
+    )
+    stack.callback(truth.close)
+    return truth
+
+
+def _open_ctc(request: Request, stack: ExitStack, *, say: Say) -> Inputs:
+    paired = pair_ctc(request.prediction, request.truth)
+    for opened in (paired.prediction, paired.truth):
+        stack.callback(opened.close)
+    why = "as asked" if request.kind is not None else "maskTTT.tif and man_segTTT.tif"
+    return _finish(request, paired, "ctc", why, planes.Reading(), class_names=(), stack=stack, say=say)
+
+
+def _open_segmented_now(request: Request, truth: Stack, stack: ExitStack, *, say: Say) -> Inputs:
+    artifact = flags.load_model(request.model)
+    volume = request.prediction if is_zarr(request.prediction) else None
+    first = (request.channels[0] if request.channels else 0) if volume is not None else None
+    images = open_stack(request.prediction, axes=request.axes, channel=first)
+    stack.callback(images.close)
+    paired = pair_stacks(images, truth)  # what does not fit is said before the work
+    names = tuple(item.name for item in artifact.card.classes)
+    kind, why = _kind_of_classes(request, names)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unet-deploy-", ignore_cleanup_errors=True)))
+    segmentation = segment_images(
+        images,
+        [pair.prediction for pair in paired.pairs],
+        volume,
+        artifact=artifact,
+        write="probabilities" if kind == "membranes" else "labels",
+        folder=folder,
+        options={
+            "channels": request.channels,
+            "axes": request.axes,
+            "input_range": request.input_range,
+            "device": request.device,
+            "threads": request.threads,
+        },
+    )
+    inputs = _of_segmentation(replace(request, kind=kind), segmentation, truth, stack, say=say, why=why)
+    inputs.name = artifact.card.name
+    inputs.images = images
+    inputs.image_of = {pair.name: pair.prediction for pair in paired.pairs}
+    return inputs
+
+
+def _of_segmentation(
+    request: Request, segmentation: Segmentation, truth: Stack, stack: ExitStack, *, say: Say, why: str = ""
+) -> Inputs:
+    names = segmentation.class_names
+    if request.kind in ("instances", "ctc"):
+        raise UsageError(
+            f"--kind {request.kind} came, and {segmentation.where} holds classes, not numbered objects",
+            f"classes: {', '.join(names)}",
+            fix="--kind classes or --kind membranes; or number the objects first",
+        )
+    kind, reason = _kind_of_classes(request, names, segmentation.kinds)
+    predicts: Literal["interior", "membrane"] = "interior"
+    if kind == "membranes":
+        index = segmentation.choose_class(request.probability)
+        is_membrane = request.predicts == "membrane" or (
+            request.predicts is None and MEMBRANE.search(names[index]) is not None
+        )
+        predicts = "membrane" if is_membrane else "interior"
+        prediction = segmentation.open_probabilities(index)
+        what = f"probability of {names[index]!r}"
+    else:
+        prediction, what = segmentation.open_labels(), "labels"
+    stack.callback(prediction.close)
+    paired = pair_stacks(prediction, truth)
+    reading = planes.Reading(positive=request.positive, class_values=request.class_values, predicts=predicts)
+    return _finish(request, paired, kind, why or reason, reading, class_names=names, stack=stack, say=say, what=what)
+
+
+def _kind_of_classes(
+    request: Request, names: tuple[str, ...], written: tuple[str, ...] = ("labels", "probabilities")
+) -> tuple[str, str]:
+    if request.kind is not None:
+        return request.kind, "as asked"
+    membranes = [name for name in names if MEMBRANE.search(name)]
+    if len(membranes) == 1 and "probabilities" in written and request.class_values is None:
+        return "membranes", f"the class {membranes[0]!r}"
+    return "classes", "a segmentation into classes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """Data types and values of truth and prediction in a few slices."""
+
+    dtypes: tuple[str, str]
+    values: tuple[set[int], set[int]]
+
+    def guess(self) -> tuple[str, str]:
+        """Return the kind, and why."""
+        truth, prediction = self.values
+        if self.dtypes[1].startswith("float"):
+            return "membranes", "the prediction is float"
+        are_many = [len(values) > 2 and max(values) > MAX_CLASS_VALUES for values in (truth, prediction)]
+        if are_many[1] and not are_many[0] and self.dtypes[1] == "uint8":
+            return "membranes", "the prediction is grey, the truth is not"
+        if any(are_many):
+            return "instances", f"labels above {MAX_CLASS_VALUES}"
+        return "classes", f"few labels: {', '.join(map(str, sorted(truth | prediction)))}"
+
+
+def _peek(paired: Paired) -> _Seen:
+    count = len(paired.pairs)
+    values: tuple[set[int], set[int]] = (set(), set())
+    dtypes = ["", ""]
+    for index in sorted({0, count // 2, count - 1}):
+        for number, plane in enumerate(paired.read(paired.pairs[index])):
+            dtypes[number] = plane.dtype.name
+            if plane.dtype.kind in "biu":
+                values[number].update(np.unique(plane).tolist())
+    return _Seen(dtypes=(dtypes[0], dtypes[1]), values=values)
+
+
+def _finish(
+    request: Request,
+    paired: Paired,
+    kind: str,
+    why: str,
+    reading: planes.Reading,
+    *,
+    class_names: tuple[str, ...],
+    stack: ExitStack,
+    say: Say,
+    what: str = "",
+) -> Inputs:
+    if request.per_slice:
+        pairs = tuple(replace(pair, frame=Frame(index)) for index, pair in enumerate(paired.pairs))
+        paired = replace(paired, pairs=pairs)
+    if request.kind is None:
+        say(f"kind: {kind} ({why}); choose with --kind")
+    for note in paired.notes:
+        say(f"note: {note}")
+    facts = (
+        ("prediction", f"{paired.prediction.where}: {_describe_prediction(kind, reading, what)}"),
+        ("truth", f"{paired.truth.where}: {_describe_truth(kind, reading, class_names)}"),
+        ("scored", f"{kind} ({why}), {len(paired.pairs)} slice(s) in {len({p.frame for p in paired.pairs})} frame(s)"),
+    )
+    inputs = Inputs(
+        name=request.prediction.name or request.prediction.resolve().name,
+        kind=kind,
+        paired=paired,
+        reading=reading,
+        class_names=class_names,
+        facts=facts,
+    )
+    if request.images is not None:
+        _open_images(request.images, inputs, stack)
+    return inputs
+
+
+def _describe_prediction(kind: str, reading: planes.Reading, what: str) -> str:
+    if kind != "membranes":
+        return what or "labels"
+    of = "membrane, taken as 1 - p for the inside of cells" if reading.predicts == "membrane" else "the inside of cells"
+    return f"{what or 'probability'}, read as that of {of}"
+
+
+def _describe_truth(kind: str, reading: planes.Reading, names: tuple[str, ...]) -> str:
+    if kind == "membranes":
+        return f"{'all but 0' if reading.positive is None else reading.positive} is the inside of cells"
+    if kind == "classes":
+        if reading.positive is not None:
+            return f"{reading.positive} is class 1, all else class 0"
+        values = reading.class_values or {name: index for index, name in enumerate(names)}
+        return ", ".join(f"{value} is {name}" for name, value in values.items()) or "labels"
+    return "objects by number"
+
+
+def _open_images(path: Path, inputs: Inputs, stack: ExitStack) -> None:
+    paired = inputs.paired
+    if inputs.kind != "ctc":
+        images = open_stack(path)
+        of = pair_stacks(images, paired.truth)
+        inputs.image_of = {mine.name: theirs.prediction for mine, theirs in zip(paired.pairs, of.pairs, strict=True)}
+    else:
+        files = {int(m[1]): p for p in sorted(path.glob("*")) if (m := _CTC_IMAGE.fullmatch(p.name))}
+        missing = sorted({pair.frame.t for pair in paired.pairs} - files.keys())
+        if missing:
+            raise VolumeNotFoundError(
+                f"the images lack frame T={missing[0]}",
+                f"{path} was expected to hold tTTT.tif",
+                fix="give the folder 01 of the challenge's layout, or leave --images out",
+            )
+        images = open_files(path, list(files.values()))
+        times = list(files)
+        places = {(times[item.t], item.z): index for index, item in enumerate(images.slices)}
+        inputs.image_of = {
+            pair.name: places.get((pair.frame.t, paired.prediction.slices[pair.prediction].z), 0)
+            for pair in paired.pairs
+        }
+    inputs.images = images
+    stack.callback(images.close)

@@ -326,7 +326,8 @@ class _ZarrReader:
                 x=Interval(0, volume.extent("x")),
             )[0, 0]
             self._place = (t, start)
-        return self._slab[z - start]
+        plane: Plane = self._slab[z - start]
+        return plane
 
 
 # ---- files

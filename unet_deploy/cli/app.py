@@ -15,6 +15,7 @@ import typer
 
 from unet_deploy import __version__
 from unet_deploy.cli.demo import demo
+from unet_deploy.cli.evaluate import evaluate
 from unet_deploy.cli.export import export
 from unet_deploy.cli.inspect import inspect
 from unet_deploy.cli.plan import plan
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, export, segment, plan, inspect, demo):
+for verb in (train, export, segment, plan, evaluate, inspect, demo):
     app.command()(verb)
 
 

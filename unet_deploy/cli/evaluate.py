@@ -24,7 +24,6 @@ from unet_deploy.errors import ConfigurationError, UnknownNameError, UsageError
 if TYPE_CHECKING:
     from unet_deploy.cli._comparison import Comparison
     from unet_deploy.cli._evaluation import Evaluation, Table
-    from unet_deploy.cli._evaluation_report import Report
     from unet_deploy.cli._inputs import Inputs
 
 KINDS = ("classes", "membranes", "instances", "ctc")
@@ -35,7 +34,9 @@ TABLES = {"isbi2012": "membranes", "ctc2015": "ctc"}
 def evaluate(
     prediction: Annotated[
         Path,
-        typer.Argument(metavar="PREDICTION", help="Zarr, TIFF, PNG, a folder of these, or 01_RES; images with --model."),
+        typer.Argument(
+            metavar="PREDICTION", help="Zarr, TIFF, PNG, a folder of these, or 01_RES; images with --model."
+        ),
     ],
     truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="The annotation: likewise, or 01_GT.")],
     kind: Annotated[
@@ -77,7 +78,9 @@ def evaluate(
     radius: Annotated[
         int | None,
         typer.Option(
-            "--radius", metavar="PX", help="How far the warping error looks for a split; -1, the default, is everywhere."
+            "--radius",
+            metavar="PX",
+            help="How far the warping error looks for a split; -1, the default, is everywhere.",
         ),
     ] = None,
     thresholds: Annotated[
@@ -139,7 +142,6 @@ def evaluate(
         inputs = open_inputs(request, stack, say=_say)
         _check_flags_of_kind(
             inputs.kind,
-            compare=compare,
             positive=positive,
             classes=classes,
             probability=probability,
@@ -203,7 +205,7 @@ def _check_flags(
         )
 
 
-def _check_flags_of_kind(kind: str, *, compare: str | None, **given: Any) -> None:
+def _check_flags_of_kind(kind: str, **given: Any) -> None:
     """Refuse flags that would change nothing, once the kind is known."""
     meaning = {
         "positive": ("membranes", "classes"),
@@ -277,9 +279,7 @@ def _count_slices(total: int, progress: Callable[[Any], None]) -> Callable[[int]
     return on_slice
 
 
-def _facts(
-    inputs: Inputs, evaluation: Evaluation, comparison: Comparison | None, *, seconds: float
-) -> dict[str, Any]:
+def _facts(inputs: Inputs, evaluation: Evaluation, comparison: Comparison | None, *, seconds: float) -> dict[str, Any]:
     return {
         "kind": evaluation.kind,
         "prediction": inputs.paired.prediction.where,
@@ -354,7 +354,8 @@ def _show_table(table: Table) -> None:
     rows = [table.header, *table.rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
     is_text = [
-        column == 0 or any(row[column] and not row[column][0].isdigit() and row[column] not in ("none", "-") for row in table.rows)
+        column == 0
+        or any(row[column] and not row[column][0].isdigit() and row[column] not in ("none", "-") for row in table.rows)
         for column in range(len(table.header))
     ]
     typer.echo(f"\n{table.title}" if table.title != "scores" else "")
