@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,14 @@ settings.register_profile(
     "unet-deploy", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 settings.load_profile("unet-deploy")
+
+
+@pytest.fixture(autouse=True)
+def seeded_torch() -> None:
+    """Start every test from the same random numbers: a network drawn at random may be dead, and prove nothing."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
 
 CardFactory = Callable[..., ModelCard]
 ArtifactFactory = Callable[..., Artifact]

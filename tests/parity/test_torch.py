@@ -50,11 +50,11 @@ def test_graph_equals_torch_at_legal_sizes(network: Network) -> None:
 
 
 def test_a_difference_is_refused_with_every_shape(make_card: Any) -> None:
-    network = Network(depth=1, base_width=2, in_channels=1, classes=2)
-    exported, other = UNet(depth=1, base_width=2), UNet(depth=1, base_width=2)
+    network = Network(depth=1, base_width=4, in_channels=1, classes=2)
+    exported, other = UNet(depth=1, base_width=4), UNet(depth=1, base_width=4)
     graph = build_graph(network, {k: v.detach().numpy() for k, v in exported.state_dict().items()})
     engine = CheckedEngine(
-        OnnxruntimeCpuEngine(graph.SerializeToString(), precision="fp32"), make_card(depth=1, base_width=2)
+        OnnxruntimeCpuEngine(graph.SerializeToString(), precision="fp32"), make_card(depth=1, base_width=4)
     ).open()
     assert len(compare(exported, engine, network)) == 4
     with pytest.raises(ParityError, match=r"does not compute what the checkpoint computes(\n.*input \(.*){4}"):

@@ -95,7 +95,8 @@ def draw_membranes(
     _paint(errors, is_cell & ~inside, _EXTRA)
     _paint(errors, ~is_cell & inside, _LACKS)
     is_other = (kinds != 0) & (kinds != Mismatch.SPLIT) & (kinds != Mismatch.MERGE)
-    for mask, colour in ((is_other, _OTHER), (kinds == Mismatch.MERGE, _MERGE), (kinds == Mismatch.SPLIT, _SPLIT)):
+    _paint(errors, _widen(is_other, lambda y, x: abs(y) + abs(x) <= 1), _OTHER)  # they do not count in the score
+    for mask, colour in ((kinds == Mismatch.MERGE, _MERGE), (kinds == Mismatch.SPLIT, _SPLIT)):
         _ring(errors, mask, colour)
     counts = [int(np.sum(kinds == kind)) // view.enlarged**2 for kind in (Mismatch.SPLIT, Mismatch.MERGE)]
     caption = (
@@ -141,7 +142,7 @@ def draw_instances(
     _paint(errors_shown, (truth != 0) | (prediction != 0), _RIGHT)
     for mask, colour in wrong:
         _paint(errors_shown, view.cut(mask), colour)
-    _paint(errors_shown, edges(prediction), _GROUND)
+    _paint(errors_shown, seams(prediction), _GROUND)
     outlined = shown.copy() if image is None else _rgb(to_display(view.cut(image)))
     for picture in (outlined, errors_shown):
         _paint(picture, edges(truth), _TRUTH_LINE)
@@ -167,6 +168,19 @@ def edges(labels: Labels) -> npt.NDArray[np.bool_]:
     edge[:, :-1] |= across
     edge &= labels != 0
     return edge
+
+
+def seams(labels: Labels) -> npt.NDArray[np.bool_]:
+    """Return the pixels before another object, to the right or below: lines between objects that touch.
+
+    >>> seams(np.array([[0, 5, 5, 7, 0]])).astype(int).tolist()
+    [[0, 0, 1, 0, 0]]
+    """
+    seam = np.zeros(labels.shape, np.bool_)
+    seam[:-1] |= (labels[1:] != labels[:-1]) & (labels[1:] != 0)
+    seam[:, :-1] |= (labels[:, 1:] != labels[:, :-1]) & (labels[:, 1:] != 0)
+    seam &= labels != 0
+    return seam
 
 
 class _View:

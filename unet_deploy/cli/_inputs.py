@@ -287,10 +287,11 @@ def _finish(
         say(f"kind: {kind} ({why}); choose with --kind")
     for note in paired.notes:
         say(f"note: {note}")
+    frames = f" in {len({p.frame for p in paired.pairs})} frame(s)" if kind in ("instances", "ctc") else ""
     facts = (
         ("prediction", f"{paired.prediction.where}: {_describe_prediction(kind, reading, what)}"),
         ("truth", f"{paired.truth.where}: {_describe_truth(kind, reading, class_names)}"),
-        ("scored", f"{kind} ({why}), {len(paired.pairs)} slice(s) in {len({p.frame for p in paired.pairs})} frame(s)"),
+        ("scored", f"{kind} ({why}), {len(paired.pairs)} slice(s){frames}"),
     )
     inputs = Inputs(
         name=request.prediction.name or request.prediction.resolve().name,
@@ -308,8 +309,8 @@ def _finish(
 def _describe_prediction(kind: str, reading: planes.Reading, what: str) -> str:
     if kind != "membranes":
         return what or "labels"
-    of = "membrane, taken as 1 - p for the inside of cells" if reading.predicts == "membrane" else "the inside of cells"
-    return f"{what or 'probability'}, read as that of {of}"
+    is_membrane = reading.predicts == "membrane"
+    return (what or "probability") + (", taken as 1 - p for" if is_membrane else ", taken for") + " the inside of cells"
 
 
 def _describe_truth(kind: str, reading: planes.Reading, names: tuple[str, ...]) -> str:
