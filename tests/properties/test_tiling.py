@@ -107,6 +107,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Any]:
         threads_per_worker=threads,
         dashboard_address="127.0.0.1:0",
         worker_dashboard_address="127.0.0.1:0",
+        set_as_default=False,
     ) as made:
         yield made
 

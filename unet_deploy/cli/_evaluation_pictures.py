@@ -28,7 +28,7 @@ TITLES = ("truth", "prediction", "errors")
 
 _SPLIT, _MERGE, _MISSED, _ADDED, _OTHER = "#ff4a1c", "#2aa5ff", "#e28ac0", "#00c08a", "#ffffff"
 _TRUTH_LINE = "#ffe119"
-_GROUND, _RIGHT = "#161616", "#606060"
+_GROUND, _RIGHT, _WRONGLY_0 = "#161616", "#606060", "#ffffff"
 _LACKS, _EXTRA = "#7a93a6", "#8d7a62"
 CLASS_COLOURS = ("#404040", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
@@ -41,7 +41,7 @@ LEGENDS: dict[str, Legend] = {
         (_LACKS, "membrane not predicted"),
         (_TRUTH_LINE, "outline of the true cells"),
     ),
-    "classes": ((_TRUTH_LINE, "outline of the true classes"), (_RIGHT, "right")),
+    "classes": ((_RIGHT, "right, and not class 0"), (_TRUTH_LINE, "outline of the true classes")),
     "instances": (
         (_SPLIT, "split: a true object in pieces"),
         (_MERGE, "merge: a predicted object joins true ones"),
@@ -66,7 +66,10 @@ class SlicePicture:
 def class_legend(names: Sequence[str], labels: Sequence[int]) -> Legend:
     """Return the legend of class errors: a wrong pixel has the colour of what it was taken for."""
     wrong = tuple(
-        (_class_colour(label), f"wrongly {names[label] if label < len(names) else f'class {label}'}")
+        (
+            _class_colour(label) if label else _WRONGLY_0,
+            f"wrongly {names[label] if label < len(names) else f'class {label}'}",
+        )
         for label in labels[: len(CLASS_COLOURS)]
     )
     return wrong + LEGENDS["classes"]
@@ -118,10 +121,9 @@ def draw_classes(name: str, truth: Labels, prediction: Labels, image: npt.NDArra
     _paint(errors, (truth == prediction) & (truth == 0), _GROUND)
     for label in np.unique(prediction).tolist():
         _paint(shown, prediction == label, _class_colour(label))
-        _paint(errors, (prediction == label) & (truth != label), _class_colour(label) if label else "#ffffff")
+        _paint(errors, (prediction == label) & (truth != label), _class_colour(label) if label else _WRONGLY_0)
     outlined = shown.copy() if image is None else _rgb(to_display(view.cut(image)))
-    for picture in (outlined, errors):
-        _paint(picture, edges(truth), _TRUTH_LINE)
+    _paint(outlined, edges(truth), _TRUTH_LINE)
     return SlicePicture(name=name, caption=f"{share:.2%} of pixels wrong{view.where}", panels=(outlined, shown, errors))
 
 

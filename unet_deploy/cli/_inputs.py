@@ -136,6 +136,8 @@ def open_inputs(request: Request, stack: ExitStack, *, say: Say) -> Inputs:
     paired = pair_stacks(prediction, truth)
     seen = _peek(paired)
     kind, why = (request.kind, "as asked") if request.kind is not None else seen.guess()
+    if kind == "classes":
+        _require_common_labels(request, paired, seen, names=())
     predicts: Literal["interior", "membrane"] = "membrane" if request.predicts == "membrane" else "interior"
     reading = planes.Reading(
         positive=request.positive,
@@ -221,6 +223,8 @@ def _of_segmentation(
         prediction, what = segmentation.open_labels(), "labels"
     stack.callback(prediction.close)
     paired = pair_stacks(prediction, truth)
+    if kind == "classes":
+        _require_common_labels(request, paired, _peek(paired), names=names)
     reading = planes.Reading(positive=request.positive, class_values=request.class_values, predicts=predicts)
     return _finish(request, paired, kind, why or reason, reading, class_names=names, stack=stack, say=say, what=what)
 
@@ -266,6 +270,11 @@ def _peek(paired: Paired) -> _Seen:
             if plane.dtype.kind in "biu":
                 values[number].update(np.unique(plane).tolist())
     return _Seen(dtypes=(dtypes[0], dtypes[1]), values=values)
+
+
+def _require_common_labels(request: Request, paired: Paired, seen: _Seen, *, names: tuple[str, ...]) -> None:
+    if request.positive is None and request.class_values is None:
+        planes.require_common_labels(*seen.values, names=names, paired=paired)
 
 
 def _finish(

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from unet_deploy.cli._stacks import LISTED, Plane, Stack, open_files
+from unet_deploy.cli._image_files import LISTED, Plane
+from unet_deploy.cli._stacks import Stack, open_files
 from unet_deploy.errors import ConfigurationError, SeveralImagesError, VolumeNotFoundError
 from unet_deploy.metrics.ctc import Frame, require_frames
 

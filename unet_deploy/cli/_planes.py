@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from unet_deploy.cli._image_files import LISTED, Plane
 from unet_deploy.cli._pairing import Pair, Paired
-from unet_deploy.cli._stacks import LISTED, Plane
 from unet_deploy.errors import UnsupportedDtypeError, ValueRangeError
 
 PlanePair = tuple[Plane, Plane]
@@ -121,11 +121,11 @@ def require_common_labels(truth: set[int], prediction: set[int], *, names: Seque
     Raises
     ------
     ValueRangeError
-        If no label above 0 is in both, though both have some, or the prediction's classes are known and the truth
-        holds others.
+        If the prediction's classes are known and the truth holds others, or one is a mask of 255 and the other is not.
     """
-    unknown = sorted(truth - set(range(len(names)))) if names else []
-    if not unknown and (truth & prediction - {0} or not (truth - {0}) or not (prediction - {0})):
+    is_unknown = bool(names) and bool(truth - set(range(len(names))))
+    is_mask_of_other = bool(truth - {0}) and bool(prediction - {0}) and 255 in (truth ^ prediction)
+    if not is_unknown and not (is_mask_of_other and not truth & prediction - {0}):
         return
     values = sorted(truth)
     shown = names or [f"class {label}" for label in sorted(prediction)]

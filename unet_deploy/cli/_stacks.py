@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,20 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_deploy.errors import (
-    ChannelError,
-    MissingDependencyError,
-    NotAVolumeError,
-    ReadError,
-    SeveralImagesError,
-    UnsupportedAxesError,
-    VolumeNotFoundError,
-)
+from unet_deploy.cli._image_files import FileReader, Plane, Tiff, choose_channel, count_pages, read_png
+from unet_deploy.errors import NotAVolumeError, SeveralImagesError, UnsupportedAxesError, VolumeNotFoundError
 
 if TYPE_CHECKING:
     from unet_deploy.runtime.volume import Volume
-
-Plane = npt.NDArray[Any]
 
 DTYPES = (
     "bool",
@@ -45,9 +35,6 @@ FILE_SUFFIXES = (".png", ".tif", ".tiff")
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 SLAB_BYTES = 2**28
 """Slices of one chunk are read together up to this size."""
-LISTED = 12
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +165,9 @@ def open_stack(path: Path, *, axes: str | None = None, channel: int | str | None
         )
     suffix = path.suffix.lower()
     if suffix == ".png":
-        return Stack(where=str(path), slices=[Slice(t=0)], read=lambda _: _read_png(path))
+        return Stack(where=str(path), slices=[Slice(t=0)], read=lambda _: read_png(path))
     if suffix in FILE_SUFFIXES:
-        tiff = _Tiff(path, channel=channel)
+        tiff = Tiff(path, channel=channel)
         return Stack(
             where=str(path),
             slices=[Slice(t=t, z=z, has_depth=True) for t in range(tiff.t) for z in range(tiff.z)],
@@ -226,10 +213,10 @@ def open_files(folder: Path, files: Sequence[Path]) -> Stack:
     places: list[tuple[Path, int]] = []
     slices: list[Slice] = []
     for t, path in enumerate(files):
-        depth = 1 if path.suffix.lower() == ".png" else _count_pages(path)
+        depth = 1 if path.suffix.lower() == ".png" else count_pages(path)
         places += [(path, z) for z in range(depth)]
         slices += [Slice(t=t, z=z, stem=path.stem, has_depth=depth > 1) for z in range(depth)]
-    reader = _FileReader(places)
+    reader = FileReader(places)
     return Stack(where=str(folder), slices=slices, read=reader.read, is_folder=True, close=reader.close)
 
 
@@ -262,14 +249,11 @@ def _no_stack(problem: str, path: Path) -> NotAVolumeError:
     )
 
 
-# ---- Zarr
-
-
 def _open_zarr(path: Path, *, axes: str | None, channel: int | str | None) -> Stack:
     from unet_deploy.runtime.volume import open_volume
 
     volume = open_volume(path, axes=axes, dtypes=DTYPES)
-    index = _choose_channel(channel, volume.extent("c"), names=volume.info.channel_names or (), where=volume.info.path)
+    index = choose_channel(channel, volume.extent("c"), names=volume.info.channel_names or (), where=volume.info.path)
     reader = _ZarrReader(volume, index)
     depth = volume.extent("z")
     return Stack(
@@ -279,23 +263,6 @@ def _open_zarr(path: Path, *, axes: str | None, channel: int | str | None) -> St
         shape=(volume.extent("y"), volume.extent("x")),
         dtype=volume.info.dtype,
     )
-
-
-def _choose_channel(channel: int | str | None, count: int, *, names: Sequence[str], where: str) -> int:
-    listing = ", ".join(f"{i} ({names[i]})" if i < len(names) else str(i) for i in range(min(count, LISTED)))
-    if channel is None:
-        if count == 1:
-            return 0
-        raise ChannelError(
-            f"{where} has {count} channels, one number a pixel was expected",
-            f"channels: {listing}",
-            fix="--probability 0, if they are probabilities; labels must have no channels",
-        )
-    if str(channel) in names:
-        return names.index(str(channel))
-    if str(channel).isdecimal() and int(channel) < count:
-        return int(channel)
-    raise ChannelError(f"{where} has no channel {str(channel)!r}", f"channels: {listing}", fix="--probability 0")
 
 
 class _ZarrReader:
@@ -328,135 +295,3 @@ class _ZarrReader:
             self._place = (t, start)
         plane: Plane = self._slab[z - start]
         return plane
-
-
-# ---- files
-
-
-def _read_png(path: Path) -> Plane:
-    try:
-        from skimage.io import imread
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "skimage":
-            raise
-        raise MissingDependencyError.of_extra("scikit-image", extra="evaluate", purpose="reading PNG files") from error
-    try:
-        with path.open("rb") as file:  # of any other file, the reader would try every format it has ever known
-            if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
-                raise ValueError("it does not start as a PNG file does")
-        return np.asarray(imread(path))
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-class _FileReader:
-    """Reads slices of files; the TIFF file read last stays open."""
-
-    def __init__(self, places: Sequence[tuple[Path, int]]) -> None:
-        self._places = places
-        self._tiff: _Tiff | None = None
-
-    def read(self, index: int) -> Plane:
-        path, z = self._places[index]
-        if path.suffix.lower() == ".png":
-            return _read_png(path)
-        if self._tiff is None or self._tiff.path != path:
-            self.close()
-            self._tiff = _Tiff(path)
-        return self._tiff.read(*divmod(z, self._tiff.z))
-
-    def close(self) -> None:
-        if self._tiff is not None:
-            self._tiff.close()
-            self._tiff = None
-
-
-def _count_pages(path: Path) -> int:
-    tiff = _Tiff(path)
-    tiff.close()
-    return tiff.t * tiff.z
-
-
-class _Tiff:
-    """An open TIFF file: t × z pages of one channel. scikit-image's own reader would turn three pages into colours."""
-
-    def __init__(self, path: Path, *, channel: int | str | None = None) -> None:
-        try:
-            from tifffile import TiffFile
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "tifffile":
-                raise
-            raise MissingDependencyError.of_extra(
-                "scikit-image", extra="evaluate", purpose="reading TIFF files"
-            ) from error
-        self.path = path
-        try:
-            self._file = TiffFile(path)
-        except Exception as error:
-            raise _unreadable(path, error) from error
-        try:
-            self._describe(channel)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _describe(self, channel: int | str | None) -> None:
-        try:
-            series = self._file.series
-            shapes = [tuple(map(int, item.shape)) for item in series]
-            axes = series[0].axes.upper() if shapes else ""
-        except Exception as error:
-            raise _unreadable(self.path, error) from error
-        if len(shapes) != 1:
-            raise SeveralImagesError(
-                f"{self.path} holds {len(shapes)} images, one of pages of one size was expected",
-                f"shapes: {', '.join(map(str, shapes[:LISTED]))}",
-                fix="save each image as a file of its own",
-            )
-        (shape,) = shapes
-        if axes[-2:] != "YX":
-            raise UnsupportedAxesError(
-                f"{self.path} has the axes {axes} and the shape {shape}, pages (y, x) of one channel were expected",
-                "labels and probabilities are one number a pixel; a colour picture of them cannot be scored",
-                fix="save it with one channel: image[..., 0] if all channels are equal",
-            )
-        self._lead = shape[:-2]
-        self._axes = axes[:-2]
-        count = math.prod(n for axis, n in zip(self._axes, self._lead, strict=True) if axis == "C")
-        self._channel = _choose_channel(channel, count, names=(), where=str(self.path))
-        self.t = math.prod(n for axis, n in zip(self._axes, self._lead, strict=True) if axis == "T")
-        self.z = math.prod(self._lead) // (count * self.t)  # Z, or pages that nobody named
-        self.shape = (shape[-2], shape[-1])
-        self.dtype = str(series[0].dtype)
-        self._series = series[0]
-
-    def read(self, t: int, z: int) -> Plane:
-        rest = np.unravel_index(z, [n for a, n in zip(self._axes, self._lead, strict=True) if a not in "CT"] or [1])
-        others = iter(int(i) for i in rest)
-        place = tuple({"T": t, "C": self._channel}[a] if a in "CT" else next(others) for a in self._axes)
-        try:
-            if len(self._series.pages) == math.prod(self._lead):
-                page = int(np.ravel_multi_index(place, self._lead)) if place else 0
-                return np.asarray(self._series.pages[page].asarray())  # type: ignore[union-attr]  # None raises too
-            # Some programs write one page and the others behind it, without a directory of their own.
-            from tifffile import memmap
-
-            return np.asarray(memmap(self.path, mode="r")[place])
-        except Exception as error:
-            raise _unreadable(self.path, error) from error
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _unreadable(path: Path, error: Exception) -> ReadError:
-    if isinstance(error, MemoryError):
-        raise error  # not the file's fault
-    needs_codecs = "imagecodecs" in str(error)
-    return ReadError(
-        f"{path} cannot be read",
-        f"{type(error).__name__}: {error}",
-        fix="pip install imagecodecs, or save it uncompressed"
-        if needs_codecs
-        else "check the file, and write it again",
-    )

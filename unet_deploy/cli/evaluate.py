@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,6 +114,10 @@ def evaluate(
     started = time.perf_counter()
     _check_flags(kind=kind, compare=compare, predicts=predicts, model=model, images=images, report=report)
     parsed = _parse_thresholds(thresholds)
+    if radius is not None:
+        from unet_deploy.metrics import WarpingCounter
+
+        WarpingCounter(radius=radius)  # says what is wrong with it before any work
     class_values = parse_classes(classes)
     if report is not None:
         from unet_deploy.cli._evaluation_report import check_report_path
@@ -147,7 +152,7 @@ def evaluate(
             probability=probability,
             predicts=predicts,
             radius=radius,
-            thresholds=thresholds,
+            thresholds=parsed,
             per_slice=per_slice,
         )
         evaluation = _score(inputs, thresholds=parsed, radius=-1 if radius is None else radius)
@@ -224,6 +229,12 @@ def _check_flags_of_kind(kind: str, **given: Any) -> None:
                 f"it is for {' and '.join(kinds)}",
                 fix=f"leave it out, or --kind {kinds[0]}",
             )
+    if kind == "instances" and given["thresholds"] is not None and given["thresholds"][0] < 0.5:
+        raise ConfigurationError(
+            f"--thresholds {given['thresholds'][0]:g},... came for instances; IoU thresholds lie in [0.5, 1)",
+            "below 0.5 an object could match several others",
+            fix="--thresholds 0.5,0.75,0.95",
+        )
     if given["positive"] is not None and given["classes"]:
         raise UsageError(
             "--positive and --class came together",
@@ -236,13 +247,21 @@ def _parse_thresholds(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigurationError(
             f"--thresholds {text} came, numbers with commas between were expected",
-            "probabilities for membranes, IoUs for instances; both must increase",
+            "on the probability of the inside of cells, or on IoU",
             fix="--thresholds 0.5,0.75,0.95",
         ) from error
+    if not all(0 <= value < 1 for value in values) or any(b <= a for a, b in pairwise(values)):
+        known = sorted({value for value in values if 0 <= value < 1}) or [0.5]
+        raise ConfigurationError(
+            f"--thresholds {text} came; they must increase and lie in [0, 1)",
+            "scores are listed in their order; nothing is above 1",
+            fix=f"--thresholds {','.join(f'{value:g}' for value in known)}",
+        )
+    return values
 
 
 def _score(inputs: Inputs, *, thresholds: tuple[float, ...] | None, radius: int) -> Evaluation:
