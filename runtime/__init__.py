@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from unet_deploy.runtime.dask_array import segment_array
     from unet_deploy.runtime.engines import CheckedEngine, Engine, EngineDescription, open_engine
     from unet_deploy.runtime.execute import Progress
-    from unet_deploy.runtime.pipeline import SegmentationResult, default_output, prepare, segment
+    from unet_deploy.runtime.pipeline import SegmentationResult, segment
     from unet_deploy.runtime.plan import SegmentationPlan, plan_segmentation
+    from unet_deploy.runtime.preparation import default_output, prepare
     from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
 
 _HOMES = {
@@ -30,13 +31,13 @@ _HOMES = {
     "SegmentationResult": "pipeline",
     "Volume": "volume",
     "VolumeInfo": "volume",
-    "default_output": "pipeline",
+    "default_output": "preparation",
     "load_artifact": "artifact",
     "load_bundled_artifact": "artifact",
     "open_engine": "engines",
     "open_volume": "volume",
     "plan_segmentation": "plan",
-    "prepare": "pipeline",
+    "prepare": "preparation",
     "segment": "pipeline",
     "segment_array": "dask_array",
 }

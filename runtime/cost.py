@@ -1,10 +1,13 @@
-"""What a tile costs: exact floating-point operations, and a memory model fitted to measurements. Pure.
+"""What a run costs: exact counts of operations, tiles and pixels read, and a model of memory. Pure.
 
 FLOPs are counted layer by layer from the sizes each layer really has (a multiply and an add count 2), so the ratio
-between two tile shapes is exact. The memory model is an upper bound of what onnxruntime was measured to hold.
+between two tile shapes is exact; so are the counts of tiles and of pixels read. The memory model is an upper bound of
+what onnxruntime was measured to hold.
 """
 
 from __future__ import annotations
+
+import math
 
 from unet_deploy.card import Network
 from unet_deploy.geometry import Geometry
@@ -72,3 +75,26 @@ def weights_bytes(network: Network) -> int:
         width = network.base_width << level
         total += 4 * 2 * width * width + width + 9 * 2 * width * width + width + 9 * width * width + width
     return 4 * (total + network.base_width * network.classes + network.classes)
+
+
+def count_tiles(geometry: Geometry, *, extent: int, block: int, tile: int) -> int:
+    """Return how many tiles cover an axis, block by block: ``len(cover_axis(...))`` summed, without the loop."""
+    core, divisor = geometry.core_side(tile), geometry.divisor
+    full, rest = divmod(extent, block)
+
+    def count(index: int, size: int) -> int:
+        return -(-(index * block % divisor + size) // core)
+
+    period = divisor // math.gcd(block, divisor)  # blocks until one starts at the same phase again
+    by_phase = [count(i, block) for i in range(period)]
+    total = sum(by_phase) * (full // period) + sum(by_phase[: full % period])
+    return total + (count(full, rest) if rest else 0)
+
+
+def count_read(*, extent: int, block: int, context: int) -> int:
+    """Return the pixels that the blocks of an axis read, each with its context as far as the volume goes."""
+    n_blocks = -(-extent // block)
+    near = min(n_blocks - 1, -(-context // block))  # only so many borders lie nearer to the volume's end than that
+    left = sum(min(context, i * block) for i in range(1, near + 1)) + context * (n_blocks - 1 - near)
+    right = sum(min(context, extent - (n_blocks - i) * block) for i in range(1, near + 1))
+    return extent + left + right + context * (n_blocks - 1 - near)

@@ -17,11 +17,13 @@ import numpy.typing as npt
 
 from unet_deploy.errors import ChannelError, UnsupportedAxesError
 from unet_deploy.runtime.artifact import Artifact
-from unet_deploy.runtime.execute import EngineFactory, EngineRequest, get_engine, require_kinds, segment_window
+from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, get_engine
+from unet_deploy.runtime.execute import segment_window
+from unet_deploy.runtime.layout import require_kinds
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser
 from unet_deploy.runtime.ome import require_axes
-from unet_deploy.runtime.pipeline import resolve_model
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Block, Extents, plan_segmentation
+from unet_deploy.runtime.preparation import resolve_model
 from unet_deploy.runtime.windows import WindowPlan, plan_window, spread
 
 

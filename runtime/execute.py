@@ -3,53 +3,39 @@
 1. A `Job` says everything a worker needs; it is sent once, then each task is a number.
 2. A task reads its window once, mirrors it, cuts tiles as views, infers them in batches, and writes whole chunks.
    No array travels through the scheduler.
-3. Tasks are submitted with a bounded window, so a million blocks cost the scheduler constant memory.
-4. A process opens one engine a model and device. It runs one batch at a time; a second thread reads and writes
-   meanwhile.
-5. A block that fails is reported with its reason and the run goes on; a full disk ends it, since nothing could
+3. The engine runs one batch at a time; a second thread reads and writes meanwhile.
+4. A block that fails is reported with its reason and the run goes on; a full disk ends it, since nothing could
    follow.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from unet_deploy.errors import ConfigurationError, NoSpaceError, SchedulerError, ValueRangeError
+from unet_deploy.errors import NoSpaceError, ValueRangeError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime.artifact import Artifact
-from unet_deploy.runtime.engines import CheckedEngine, Engine, open_engine
+from unet_deploy.runtime.engines import CheckedEngine
 from unet_deploy.runtime.engines.base import Batch
+from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
+from unet_deploy.runtime.layout import Kind, OutputSpec
 from unet_deploy.runtime.normalise import Normaliser, is_finite, to_labels, to_probabilities
-from unet_deploy.runtime.output import Kind, OutputSpec, count_regions, downsample_region, write_block
-from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT, Block, SegmentationPlan
+from unet_deploy.runtime.output import count_regions, downsample_region, write_block
+from unet_deploy.runtime.plan import Block, SegmentationPlan
+from unet_deploy.runtime.scheduling import run_tasks
 from unet_deploy.runtime.volume import Volume
 from unet_deploy.runtime.windows import plan_window, spread
 
 logger = logging.getLogger(__name__)
 
-EngineFactory = Callable[[Artifact], Engine]
-MAX_ENGINES = 2
 Pixels = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRequest:
-    """Which engine a worker is to open. A `factory` of the caller's own takes the place of `device`."""
-
-    artifact: Artifact
-    device: str = "auto"
-    threads: int = 0
-    factory: EngineFactory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,48 +76,6 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
-
-
-@dataclass(slots=True)
-class _EngineCache:
-    """The engines of this process, the most recently used last."""
-
-    engines: dict[tuple[Any, ...], CheckedEngine] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def get(self, request: EngineRequest) -> CheckedEngine:
-        key = (request.artifact.sha256, request.device, request.threads, request.factory)
-        with self.lock:
-            engine = self.engines.pop(key, None)
-            if engine is None:
-                while len(self.engines) >= MAX_ENGINES:  # a dropped engine closes when its last user lets go
-                    self.engines.pop(next(iter(self.engines)))
-                engine = _open(request)
-            self.engines[key] = engine
-            return engine
-
-    def drop(self, request: EngineRequest) -> None:
-        with self.lock:
-            self.engines.pop((request.artifact.sha256, request.device, request.threads, request.factory), None)
-
-
-_CACHE = _EngineCache()
-
-
-def get_engine(request: EngineRequest) -> CheckedEngine:
-    """Return this process's engine for the request, opening it and replaying the test tensor the first time."""
-    return _CACHE.get(request)
-
-
-def drop_engine(request: EngineRequest) -> None:
-    """Let go of this process's engine for the request."""
-    _CACHE.drop(request)
-
-
-def _open(request: EngineRequest) -> CheckedEngine:
-    if request.factory is not None:
-        return CheckedEngine(request.factory(request.artifact), request.artifact.card).open()
-    return open_engine(request.artifact, device=request.device, threads=request.threads)
 
 
 def run_block(job: Job, index: int) -> BlockReport:
@@ -249,7 +193,7 @@ def run_blocks(job: Job, client: Any, *, progress: ProgressCallback | None) -> l
     reports: list[BlockReport] = []
     pixels = failed = 0
     total = job.plan.n_blocks
-    for report in _run_tasks(client, run_block, (job,), total):
+    for report in run_tasks(client, run_block, (job,), total):
         reports.append(report)
         pixels += report.pixels
         failed += report.failure is not None
@@ -274,123 +218,8 @@ def run_pyramid(spec: OutputSpec, client: Any, *, progress: ProgressCallback | N
     total = sum(count_regions(spec, level) for level in levels)
     done = 0
     for level in levels:
-        for _ in _run_tasks(client, downsample_region, (spec, level), count_regions(spec, level)):
+        for _ in run_tasks(client, downsample_region, (spec, level), count_regions(spec, level)):
             done += 1
             if progress is not None:
                 seconds = time.perf_counter() - start
                 progress(Progress(stage="pyramid", done=done, total=total, failed=0, pixels=0, seconds=seconds))
-
-
-def _run_tasks(client: Any, function: Callable[..., Any], shared: tuple[Any, ...], count: int) -> Iterator[Any]:
-    """Yield ``function(*shared, i)`` for i in 0..count-1 as they finish, a bounded number submitted at a time."""
-    from distributed import as_completed
-
-    big, *small = shared
-    sent = client.scatter(big, hash=False, broadcast=True)
-    in_flight = 2 * sum(client.nthreads().values()) + 1
-    numbers = iter(range(count))
-
-    def submit(i: int) -> Any:
-        return client.submit(function, sent, *small, i, pure=False)
-
-    completed = as_completed([submit(i) for i in islice(numbers, in_flight)], loop=client.loop)
-    try:
-        for future in completed:
-            yield future.result()
-            future.release()
-            for i in islice(numbers, 1):
-                completed.add(submit(i))
-    except BaseException:
-        client.cancel(list(completed.futures))
-        raise
-
-
-@contextmanager
-def connect(scheduler: Any | None) -> Iterator[Any]:
-    """Give a Dask client: the one given, one for an address, or one in this process.
-
-    Parameters
-    ----------
-    scheduler
-        None, an address such as ``tcp://host:8786``, or a ``distributed.Client`` (which stays open).
-
-    Raises
-    ------
-    SchedulerError
-        If nothing answers at the address, or no worker is there.
-    """
-    from distributed import Client
-
-    if scheduler is not None and not isinstance(scheduler, str):
-        yield scheduler
-        return
-    if scheduler is None:
-        with _in_process_client() as client:
-            yield client
-        return
-    try:
-        client = Client(scheduler, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:  # TimeoutError is an OSError
-        raise SchedulerError(
-            f"no Dask scheduler answers at {scheduler}",
-            f"{type(error).__name__}: {error}",
-            fix="start one (dask scheduler), or leave --scheduler out to run in this process",
-        ) from error
-    with client:
-        if not client.nthreads():
-            raise SchedulerError(
-                f"the Dask scheduler at {scheduler} has no workers",
-                fix=f"start one where the volume can be read: dask worker {scheduler} --nthreads 2",
-            )
-        yield client
-
-
-@contextmanager
-def _in_process_client() -> Iterator[Any]:
-    """Give a client whose scheduler and worker live in this process, serve no page and touch no network but loopback.
-
-    ``LocalCluster`` would open the diagnostics ports on all interfaces even with its dashboard off.
-    """
-    import dask
-    from distributed import Client, Scheduler, SpecCluster, Worker
-
-    quiet = {
-        "distributed.scheduler.http.routes": [],
-        "distributed.worker.http.routes": [],
-        # The network uses every core: nothing else may sample, monitor or tick beside it.
-        "distributed.worker.profile.enabled": False,
-        "distributed.admin.system-monitor.interval": "10s",
-        "distributed.admin.tick.interval": "1s",
-        "distributed.admin.tick.limit": "1h",
-    }
-    http = {"dashboard": False, "dashboard_address": "127.0.0.1:0", "protocol": "inproc://"}
-    worker = {"cls": Worker, "options": {**http, "nthreads": BLOCKS_IN_FLIGHT, "memory_limit": 0}}  # the plan bounds it
-    with (
-        dask.config.set(quiet),
-        SpecCluster(
-            scheduler={"cls": Scheduler, "options": http},
-            workers={0: worker},
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,  # the caller's own computations stay where they are
-    ):
-        yield client
-
-
-def require_kinds(kinds: Sequence[str]) -> tuple[Kind, ...]:
-    """Return the kinds of result in our order.
-
-    Raises
-    ------
-    ConfigurationError
-        If one is unknown, or there is none.
-    """
-    known: tuple[Kind, ...] = ("labels", "probabilities")
-    unknown = sorted(set(kinds) - set(known))
-    if unknown or not kinds:
-        raise ConfigurationError(
-            f"results to write: {', '.join(unknown) or 'none'} came, {' or '.join(known)} was expected",
-            "labels are the class of each pixel, probabilities its soft-max in 8 bit",
-            fix="--write labels --write probabilities",
-        )
-    return tuple(kind for kind in known if kind in kinds)

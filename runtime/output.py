@@ -14,91 +14,24 @@ import errno
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
-from unet_deploy.card import ClassInfo
 from unet_deploy.errors import NoSpaceError, OutputExistsError, OutputPathError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime.ome import LevelTransform, image_label_attributes, multiscales_attributes
-from unet_deploy.runtime.plan import Extents, WriteGrid
+from unet_deploy.runtime.layout import LABELS_NAME, PROVENANCE_KEY, Kind, OutputSpec, multiscales_of, omero_of
+from unet_deploy.runtime.ome import image_label_attributes
 
-Kind = Literal["labels", "probabilities"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-LABELS_NAME = "segmentation"
-PROVENANCE_KEY = "unet_deploy"
-SMALLEST_LEVEL = 512
 REGION_SIDE = 2048
 """Side of the pieces in which pyramid levels are made; rounded to whole write units."""
 ZSTD_LEVEL = 1
 
 _NODE_FILES = ("zarr.json", ".zgroup", ".zarray")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputSpec:
-    """Everything that decides the output store, except its values."""
-
-    path: str
-    zarr_format: Literal[2, 3]
-    ome_version: Literal["0.4", "0.5"]
-    kinds: tuple[Kind, ...]
-    name: str
-    axes: str
-    """The volume's axes without c."""
-    extents: Extents
-    grid: WriteGrid
-    block: tuple[int, int, int]
-    """(z, y, x) of what one task writes: whole units of `grid`."""
-    classes: tuple[ClassInfo, ...]
-    scale: tuple[float, ...]
-    translation: tuple[float, ...]
-    units: tuple[str | None, ...]
-    """By axis of `axes`."""
-
-    @property
-    def n_levels(self) -> int:
-        """Levels of the pyramid; the smallest is at most SMALLEST_LEVEL pixels a side."""
-        longest = max(self.extents.y, self.extents.x)
-        return 1 + max(math.ceil(math.log2(longest / SMALLEST_LEVEL)), 0)
-
-    @property
-    def n_block_levels(self) -> int:
-        """How many levels below the finest a block's task can make by itself: it holds whole units of them."""
-        sides = ((self.extents.y, self.block[1], self.grid.unit[1]), (self.extents.x, self.block[2], self.grid.unit[2]))
-        for level in range(1, self.n_levels):
-            if not all(block >= extent or block % (unit << level) == 0 for extent, block, unit in sides):
-                return level - 1
-        return self.n_levels - 1
-
-    def level_extents(self, level: int) -> Extents:
-        """Return the extents of a pyramid level; odd sides are rounded up."""
-        e = self.extents
-        return Extents(t=e.t, z=e.z, y=-(-e.y // 2**level), x=-(-e.x // 2**level))
-
-    def array_path(self, kind: Kind, level: int) -> str:
-        """Return where a level's array stands in the store."""
-        return f"labels/{LABELS_NAME}/{level}" if kind == "labels" else str(level)
-
-    def axes_of(self, kind: Kind) -> str:
-        """Return the axes of a kind's arrays: probabilities have c."""
-        return self.axes if kind == "labels" else "".join(a for a in "tczyx" if a in self.axes + "c")
-
-    @property
-    def raw_bytes(self) -> int:
-        """Uncompressed size of everything, pyramid included."""
-        per_pixel = sum(1 if kind == "labels" else len(self.classes) for kind in self.kinds)
-        return sum(self.level_extents(level).pixels for level in range(self.n_levels)) * per_pixel
-
-    def to_layout(self, kind: Kind, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Order values given by axis name as a kind's array has its axes."""
-        return tuple(values[axis] for axis in self.axes_of(kind))
 
 
 def check_output_path(output: Path, *, volume: Path, overwrite: bool) -> None:
@@ -272,16 +205,16 @@ def finish_output(spec: OutputSpec, *, provenance: Mapping[str, Any], source: st
     """Write the OME metadata and the final provenance, which carries the status."""
     root = zarr.open_group(spec.path, mode="r+")
     main: Kind = "probabilities" if "probabilities" in spec.kinds else "labels"
-    attributes = _multiscales(spec, main, prefix="" if main == "probabilities" else f"labels/{LABELS_NAME}/")
+    attributes = multiscales_of(spec, main, prefix="" if main == "probabilities" else f"labels/{LABELS_NAME}/")
     if main == "probabilities":
         target = attributes["ome"] if spec.ome_version == "0.5" else attributes
-        target["omero"] = _omero(spec.classes)
+        target["omero"] = omero_of(spec.classes)
     root.attrs.update({**attributes, PROVENANCE_KEY: dict(provenance)})
     if "labels" not in spec.kinds:
         return
     listing = {"labels": [LABELS_NAME]}
     root["labels"].attrs.update({"ome": {"version": "0.5", **listing}} if spec.ome_version == "0.5" else listing)
-    label_attributes = _multiscales(spec, "labels", prefix="")
+    label_attributes = multiscales_of(spec, "labels", prefix="")
     extra = image_label_attributes(
         version=spec.ome_version, classes=[(c.name, c.colour) for c in spec.classes], source=source
     )
@@ -380,41 +313,3 @@ def _write(spec: OutputSpec, kind: Kind, level: int, place: Mapping[str, slice],
                 fix="free space, then run again with --overwrite",
             ) from error
         raise
-
-
-def _multiscales(spec: OutputSpec, kind: Kind, *, prefix: str) -> dict[str, Any]:
-    axes = spec.axes_of(kind)
-    base = dict(zip(spec.axes, spec.scale, strict=True))
-    origin = dict(zip(spec.axes, spec.translation, strict=True))
-    unit = dict(zip(spec.axes, spec.units, strict=True))
-    levels = []
-    for level in range(spec.n_levels):
-        factor = {axis: 2**level if axis in "yx" else 1 for axis in axes}
-        scale = tuple(base.get(a, 1.0) * factor[a] for a in axes)
-        # The centre of a cell of 2**level pixels lies half a cell, less half a pixel, further in.
-        shift = tuple(origin.get(a, 0.0) + base.get(a, 1.0) * (factor[a] - 1) / 2 for a in axes)
-        levels.append(LevelTransform(path=f"{prefix}{level}", scale=scale, translation=shift))
-    return multiscales_attributes(
-        version=spec.ome_version,
-        name=spec.name if kind == "probabilities" else LABELS_NAME,
-        axes=axes,
-        units=tuple(unit.get(a) for a in axes),
-        levels=levels,
-        type_="mean" if kind == "probabilities" else "mode",
-    )
-
-
-def _omero(classes: Sequence[ClassInfo]) -> dict[str, Any]:
-    """Return viewer settings that name the channels by class; class 0 starts hidden."""
-    window = {"min": 0, "max": 255, "start": 0, "end": 255}
-    return {
-        "channels": [
-            {
-                "label": c.name,
-                "color": (c.colour[1:] if c.colour != "#000000" else "808080").upper(),
-                "window": window,
-                "active": index > 0,
-            }
-            for index, c in enumerate(classes)
-        ]
-    }

@@ -22,7 +22,14 @@ from typing import Any
 from unet_deploy.card import Network
 from unet_deploy.errors import ConfigurationError
 from unet_deploy.geometry import AxisTile, Geometry, Interval, cover_axis
-from unet_deploy.runtime.cost import flops_per_pixel, tile_flops, tile_memory_bytes, weights_bytes
+from unet_deploy.runtime.cost import (
+    count_read,
+    count_tiles,
+    flops_per_pixel,
+    tile_flops,
+    tile_memory_bytes,
+    weights_bytes,
+)
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 MAX_CORE = 1024
@@ -161,8 +168,8 @@ class SegmentationPlan:
     def n_tiles(self) -> int:
         """Number of tiles of the whole run."""
         e, block = self.extents, self.block_shape
-        y = _count_tiles(self.geometry, extent=e.y, block=block[1], tile=self.tile_y)
-        x = _count_tiles(self.geometry, extent=e.x, block=block[2], tile=self.tile_x)
+        y = count_tiles(self.geometry, extent=e.y, block=block[1], tile=self.tile_y)
+        x = count_tiles(self.geometry, extent=e.x, block=block[2], tile=self.tile_x)
         return self.extents.t * self.extents.z * y * x
 
     @property
@@ -193,7 +200,7 @@ class SegmentationPlan:
     def bytes_read(self) -> int:
         """Raw bytes of the windows of all blocks, halos included, clipped at the volume's border."""
         y, x = (
-            _count_read(extent=extent, block=block, context=self.geometry.context)
+            count_read(extent=extent, block=block, context=self.geometry.context)
             for extent, block in ((self.extents.y, self.block_shape[1]), (self.extents.x, self.block_shape[2]))
         )
         return self.extents.t * self.extents.z * y * x * self.network.in_channels * self.bytes_per_value
@@ -346,26 +353,3 @@ def _balanced_tile(geometry: Geometry, *, size: int, cap: int) -> int:
     """Return the tile side that covers `size` pixels with as few tiles as `cap` allows, all about equally full."""
     count = -(-size // cap)
     return geometry.tile_side(geometry.round_up(-(-size // count)))
-
-
-def _count_tiles(geometry: Geometry, *, extent: int, block: int, tile: int) -> int:
-    """Return how many tiles cover an axis, block by block: ``len(cover_axis(...))`` summed, without the loop."""
-    core, divisor = geometry.core_side(tile), geometry.divisor
-    full, rest = divmod(extent, block)
-
-    def count(index: int, size: int) -> int:
-        return -(-(index * block % divisor + size) // core)
-
-    period = divisor // math.gcd(block, divisor)  # blocks until one starts at the same phase again
-    by_phase = [count(i, block) for i in range(period)]
-    total = sum(by_phase) * (full // period) + sum(by_phase[: full % period])
-    return total + (count(full, rest) if rest else 0)
-
-
-def _count_read(*, extent: int, block: int, context: int) -> int:
-    """Return the pixels that the blocks of an axis read, each with its context as far as the volume goes."""
-    n_blocks = -(-extent // block)
-    near = min(n_blocks - 1, -(-context // block))  # only so many borders lie nearer to the volume's end than that
-    left = sum(min(context, i * block) for i in range(1, near + 1)) + context * (n_blocks - 1 - near)
-    right = sum(min(context, extent - (n_blocks - i) * block) for i in range(1, near + 1))
-    return extent + left + right + context * (n_blocks - 1 - near)

@@ -59,8 +59,8 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
         ),
         "codecs are where untrusted bytes are inflated",
     ),
-    "dask": (("unet_deploy.runtime.execute", "unet_deploy.runtime.dask_array"), "blocks are scheduled in one place"),
-    "distributed": (("unet_deploy.runtime.execute",), "blocks are scheduled in one place"),
+    "dask": (("unet_deploy.runtime.scheduling", "unet_deploy.runtime.dask_array"), "blocks are scheduled in one place"),
+    "distributed": (("unet_deploy.runtime.scheduling",), "blocks are scheduled in one place"),
     "typer": (("unet_deploy.cli*",), "the library knows no command line"),
     "rich": (("unet_deploy.cli*",), "the library prints nothing"),
 }
@@ -174,7 +174,7 @@ def test_a_planted_violation_is_caught(name: str, text: str, problem: str) -> No
         ("unet_deploy.__main__", "from unet_deploy.cli import main"),
         ("unet_deploy.exporters.parity", "import torch\nimport unet_deploy.runtime\nimport unet_deploy.training"),
         ("unet_deploy.runtime.engines.onnxruntime_cpu", "import onnxruntime"),
-        ("unet_deploy.runtime.execute", "import json, dask\nfrom distributed import Client"),
+        ("unet_deploy.runtime.scheduling", "import json, dask\nfrom distributed import Client"),
         ("unet_deploy.runtime.plan", "import unet_deploy\nfrom unet_deploy.geometry import Geometry"),
     ],
 )

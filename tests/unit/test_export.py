@@ -128,7 +128,13 @@ def test_the_file_names_no_place(tiny_model: Path) -> None:
 def test_the_test_tensor_is_what_the_network_will_see(make_card: CardFactory, dtype: str) -> None:
     low, high = (-3.0, 3.0) if dtype == "float32" else (0.0, 4000.0) if dtype != "uint8" else (0.0, 255.0)
     card = make_card(
-        depth=2, base_width=4, in_channels=2, dtype=dtype, value_range=(low, high), mean=(low + high) / 2, std=(high - low) / 6
+        depth=2,
+        base_width=4,
+        in_channels=2,
+        dtype=dtype,
+        value_range=(low, high),
+        mean=(low + high) / 2,
+        std=(high - low) / 6,
     )
     torch.manual_seed(0)  # some networks of width 4 are dead, and say the same of every image
     model = UNet(depth=2, base_width=4, in_channels=2).eval()

@@ -20,10 +20,9 @@ from hypothesis.extra import numpy as hnp
 from unet_deploy.card import ClassInfo
 from unet_deploy.errors import NoSpaceError, OutputExistsError, OutputPathError
 from unet_deploy.geometry import Interval
+from unet_deploy.runtime.layout import SMALLEST_LEVEL, OutputSpec
 from unet_deploy.runtime.output import (
     PROVENANCE_KEY,
-    SMALLEST_LEVEL,
-    OutputSpec,
     check_output_path,
     check_space,
     count_regions,

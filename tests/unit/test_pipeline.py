@@ -33,8 +33,9 @@ from unet_deploy.runtime import Progress, default_output, open_volume, prepare, 
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines.base import Batch
 from unet_deploy.runtime.engines.fake import FakeEngine
-from unet_deploy.runtime.execute import connect, require_kinds
-from unet_deploy.runtime.pipeline import choose_channels, resolve_model
+from unet_deploy.runtime.layout import require_kinds
+from unet_deploy.runtime.preparation import choose_channels, resolve_model
+from unet_deploy.runtime.scheduling import connect
 
 ArtifactFactory = Callable[..., Artifact]
 Arrays = dict[str, npt.NDArray[Any]]

@@ -70,8 +70,6 @@ def compare_with(
         If there is no score to rank by, for want of any object.
     """
     table = published_table(key)
-    if by is not None:
-        table.column(by)
     name = f"yours ({inputs.name})"
     if table is CTC2015:
         column = by or _guess_data_set(inputs, table, say=say)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from unet_deploy.cli._report import show_progress
 from unet_deploy.cli._stacks import Slice, Stack, is_zarr, join_stacks, open_stack
 from unet_deploy.errors import ChannelError, NotAVolumeError, UsageError
-from unet_deploy.runtime.output import LABELS_NAME, read_provenance
+from unet_deploy.runtime.layout import LABELS_NAME
+from unet_deploy.runtime.output import read_provenance
 
 if TYPE_CHECKING:
     from unet_deploy.runtime.artifact import Artifact

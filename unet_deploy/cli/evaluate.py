@@ -112,7 +112,8 @@ def evaluate(
     Zarr and TIFF volumes are read slice by slice, and may be larger than memory.
     """
     started = time.perf_counter()
-    _check_flags(kind=kind, compare=compare, predicts=predicts, model=model, images=images, report=report)
+    _check_names(kind=kind, compare=compare, compare_by=compare_by, predicts=predicts)
+    _check_flags(kind=kind, compare=compare, model=model, images=images, report=report)
     parsed = _parse_thresholds(thresholds)
     if radius is not None:
         from unet_deploy.metrics import WarpingCounter
@@ -174,15 +175,7 @@ def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _check_flags(
-    *,
-    kind: str | None,
-    compare: str | None,
-    predicts: str | None,
-    model: Path | None,
-    images: Path | None,
-    report: Path | None,
-) -> None:
+def _check_names(*, kind: str | None, compare: str | None, compare_by: str | None, predicts: str | None) -> None:
     for what, came, known in (
         ("kind of scores", kind, KINDS),
         ("published table", compare, tuple(TABLES)),
@@ -190,6 +183,21 @@ def _check_flags(
     ):
         if came is not None and came not in known:
             raise UnknownNameError.of_unknown_name(what, came, known)
+    if compare_by is not None:
+        if compare is None:
+            raise UsageError(
+                f"--compare-by {compare_by} came without --compare",
+                "it names a column of one of the paper's tables",
+                fix=f"--compare {' or '.join(TABLES)}",
+            )
+        from unet_deploy.metrics.published import published_table
+
+        published_table(compare).column(compare_by)  # says which columns there are, before any work
+
+
+def _check_flags(
+    *, kind: str | None, compare: str | None, model: Path | None, images: Path | None, report: Path | None
+) -> None:
     if kind is not None and compare is not None and TABLES[compare] != kind:
         raise UsageError(
             f"--compare {compare} came with --kind {kind}",

@@ -13,7 +13,7 @@ from unet_deploy.cli import _options as flags
 from unet_deploy.cli._report import format_bytes, format_seconds, show_json, show_rows
 
 if TYPE_CHECKING:
-    from unet_deploy.runtime.pipeline import Preparation
+    from unet_deploy.runtime.preparation import Preparation
 
 
 def plan(
@@ -32,9 +32,10 @@ def plan(
     as_json: flags.JsonOption = False,
 ) -> None:
     """Show tiles, blocks, memory, disk and time of a segmentation, without starting it."""
-    from unet_deploy.runtime import pipeline
+    from unet_deploy.runtime.layout import KINDS
+    from unet_deploy.runtime.preparation import default_output, prepare
 
-    ready = pipeline.prepare(
+    ready = prepare(
         volume,
         model=flags.load_model(model),
         channels=channel or (),
@@ -45,7 +46,7 @@ def plan(
         memory_bytes=memory * 2**20,
         input_range=flags.parse_input_range(input_range),
     )
-    spec = ready.output_spec(pipeline.default_output(volume), pipeline.DEFAULT_KINDS)
+    spec = ready.output_spec(default_output(volume), KINDS)
     seconds_per_tile = None if no_probe else _time_tile(ready, device=device, threads=threads)
     facts: dict[str, Any] = {
         **ready.plan.to_object(),

@@ -55,6 +55,7 @@ def segment(
     Tiles overlap exactly and borders are mirrored, so the result equals one pass over each whole plane.
     """
     from unet_deploy.runtime import pipeline
+    from unet_deploy.runtime.layout import KINDS
 
     with show_progress() as progress:
         result = pipeline.segment(
@@ -62,7 +63,7 @@ def segment(
             model=flags.load_model(model),
             output=output,
             overwrite=overwrite,
-            write=write or pipeline.DEFAULT_KINDS,
+            write=write or KINDS,
             channels=channel or (),
             axes=axes,
             level=level,

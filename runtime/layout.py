@@ -1,0 +1,140 @@
+"""What an output store is: its kinds of result, their arrays, pyramid and OME metadata. Pure.
+
+The store is an image (probabilities, one channel a class) with ``labels/segmentation`` inside. A level halves y and x
+of the one above; odd sides are rounded up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from unet_deploy.card import ClassInfo
+from unet_deploy.errors import ConfigurationError
+from unet_deploy.runtime.ome import LevelTransform, multiscales_attributes
+from unet_deploy.runtime.plan import Extents, WriteGrid
+
+Kind = Literal["labels", "probabilities"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LABELS_NAME = "segmentation"
+PROVENANCE_KEY = "unet_deploy"
+SMALLEST_LEVEL = 512
+
+
+def require_kinds(kinds: Sequence[str]) -> tuple[Kind, ...]:
+    """Return the kinds of result in our order.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is unknown, or there is none.
+    """
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown or not kinds:
+        raise ConfigurationError(
+            f"results to write: {', '.join(unknown) or 'none'} came, {' or '.join(KINDS)} was expected",
+            "labels are the class of each pixel, probabilities its soft-max in 8 bit",
+            fix="--write labels --write probabilities",
+        )
+    return tuple(kind for kind in KINDS if kind in kinds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec:
+    """Everything that decides the output store, except its values."""
+
+    path: str
+    zarr_format: Literal[2, 3]
+    ome_version: Literal["0.4", "0.5"]
+    kinds: tuple[Kind, ...]
+    name: str
+    axes: str
+    """The volume's axes without c."""
+    extents: Extents
+    grid: WriteGrid
+    block: tuple[int, int, int]
+    """(z, y, x) of what one task writes: whole units of `grid`."""
+    classes: tuple[ClassInfo, ...]
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    units: tuple[str | None, ...]
+    """By axis of `axes`."""
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of the pyramid; the smallest is at most SMALLEST_LEVEL pixels a side."""
+        longest = max(self.extents.y, self.extents.x)
+        return 1 + max(math.ceil(math.log2(longest / SMALLEST_LEVEL)), 0)
+
+    @property
+    def n_block_levels(self) -> int:
+        """How many levels below the finest a block's task can make by itself: it holds whole units of them."""
+        sides = ((self.extents.y, self.block[1], self.grid.unit[1]), (self.extents.x, self.block[2], self.grid.unit[2]))
+        for level in range(1, self.n_levels):
+            if not all(block >= extent or block % (unit << level) == 0 for extent, block, unit in sides):
+                return level - 1
+        return self.n_levels - 1
+
+    def level_extents(self, level: int) -> Extents:
+        """Return the extents of a pyramid level; odd sides are rounded up."""
+        e = self.extents
+        return Extents(t=e.t, z=e.z, y=-(-e.y // 2**level), x=-(-e.x // 2**level))
+
+    def array_path(self, kind: Kind, level: int) -> str:
+        """Return where a level's array stands in the store."""
+        return f"labels/{LABELS_NAME}/{level}" if kind == "labels" else str(level)
+
+    def axes_of(self, kind: Kind) -> str:
+        """Return the axes of a kind's arrays: probabilities have c."""
+        return self.axes if kind == "labels" else "".join(a for a in "tczyx" if a in self.axes + "c")
+
+    @property
+    def raw_bytes(self) -> int:
+        """Uncompressed size of everything, pyramid included."""
+        per_pixel = sum(1 if kind == "labels" else len(self.classes) for kind in self.kinds)
+        return sum(self.level_extents(level).pixels for level in range(self.n_levels)) * per_pixel
+
+    def to_layout(self, kind: Kind, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Order values given by axis name as a kind's array has its axes."""
+        return tuple(values[axis] for axis in self.axes_of(kind))
+
+
+def multiscales_of(spec: OutputSpec, kind: Kind, *, prefix: str) -> dict[str, Any]:
+    """Return the OME attributes of a kind's pyramid; `prefix` is what stands before the levels' paths."""
+    axes = spec.axes_of(kind)
+    base = dict(zip(spec.axes, spec.scale, strict=True))
+    origin = dict(zip(spec.axes, spec.translation, strict=True))
+    unit = dict(zip(spec.axes, spec.units, strict=True))
+    levels = []
+    for level in range(spec.n_levels):
+        factor = {axis: 2**level if axis in "yx" else 1 for axis in axes}
+        scale = tuple(base.get(a, 1.0) * factor[a] for a in axes)
+        # The centre of a cell of 2**level pixels lies half a cell, less half a pixel, further in.
+        shift = tuple(origin.get(a, 0.0) + base.get(a, 1.0) * (factor[a] - 1) / 2 for a in axes)
+        levels.append(LevelTransform(path=f"{prefix}{level}", scale=scale, translation=shift))
+    return multiscales_attributes(
+        version=spec.ome_version,
+        name=spec.name if kind == "probabilities" else LABELS_NAME,
+        axes=axes,
+        units=tuple(unit.get(a) for a in axes),
+        levels=levels,
+        type_="mean" if kind == "probabilities" else "mode",
+    )
+
+
+def omero_of(classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """Return viewer settings that name the channels by class; class 0 starts hidden."""
+    window = {"min": 0, "max": 255, "start": 0, "end": 255}
+    return {
+        "channels": [
+            {
+                "label": c.name,
+                "color": (c.colour[1:] if c.colour != "#000000" else "808080").upper(),
+                "window": window,
+                "active": index > 0,
+            }
+            for index, c in enumerate(classes)
+        ]
+    }

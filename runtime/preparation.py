@@ -1,0 +1,148 @@
+"""Everything that is checked and planned before a run begins; nothing is written here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unet_deploy.card import ModelCard
+from unet_deploy.errors import ChannelError
+from unet_deploy.runtime.artifact import Artifact, load_artifact, load_bundled_artifact
+from unet_deploy.runtime.layout import Kind, OutputSpec
+from unet_deploy.runtime.normalise import Normaliser, choose_normaliser
+from unet_deploy.runtime.output import find_store
+from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, SegmentationPlan, plan_segmentation
+from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
+
+
+def default_output(volume: str | Path) -> Path:
+    """Return where a segmentation goes when nobody says: beside the volume, or beside the store that it lies in.
+
+    >>> default_output("data/brain.ome.zarr").as_posix()
+    'data/brain_segmentation.ome.zarr'
+    """
+    path = Path(volume)
+    store = find_store(path)
+    inside = () if store is None else path.resolve().relative_to(store).parts
+    root = store or (path if path.name not in ("", "..") else path.resolve())
+    stem = re.sub(r"(\.ome)?\.zarr$", "", root.name) or root.name
+    return root.parent / ("_".join((stem, *inside, "segmentation")) + ".ome.zarr")
+
+
+def prepare(
+    volume: str | Path,
+    *,
+    model: str | Path | Artifact | None = None,
+    channels: Sequence[int | str] = (),
+    axes: str | None = None,
+    level: int = 0,
+    tile: tuple[int, int] | None = None,
+    batch: int = 1,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    input_range: tuple[float, float] | None = None,
+) -> Preparation:
+    """Open and check everything a run needs, and plan it; nothing is written. Parameters as in `segment`."""
+    opened = open_volume(volume, level=level, axes=axes)
+    artifact = resolve_model(model)
+    card, info = artifact.card, opened.info
+    chosen = choose_channels(info, card, channels)
+    normaliser = choose_normaliser(card, info.dtype, input_range=input_range, source=info.path)
+    plan = plan_segmentation(
+        card.network,
+        Extents(t=opened.extent("t"), z=opened.extent("z"), y=opened.extent("y"), x=opened.extent("x")),
+        source_chunk=_spatial(info, info.chunks),
+        source_shard=None if info.shards is None else _spatial(info, info.shards),
+        bytes_per_value=np.dtype(info.dtype).itemsize,
+        tile=tile,
+        batch=batch,
+        memory_bytes=memory_bytes,
+    )
+    return Preparation(volume=opened, artifact=artifact, channels=chosen, normaliser=normaliser, plan=plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """A run that was checked and planned, but not begun."""
+
+    volume: Volume
+    artifact: Artifact
+    channels: tuple[int, ...]
+    normaliser: Normaliser
+    plan: SegmentationPlan
+
+    def output_spec(self, output: Path, kinds: tuple[Kind, ...]) -> OutputSpec:
+        """Return what the output store will be."""
+        info = self.volume.info
+        axes = info.axes.replace("c", "")
+        keep = [i for i, axis in enumerate(info.axes) if axis != "c"]
+        scale = info.scale or (1.0,) * len(info.axes)
+        translation = info.translation or (0.0,) * len(info.axes)
+        units = info.units or (None,) * len(info.axes)
+        return OutputSpec(
+            path=str(output.absolute()),  # a worker elsewhere has another current folder
+            zarr_format=2 if info.zarr_format == 2 else 3,
+            ome_version="0.4" if info.zarr_format == 2 else "0.5",
+            kinds=kinds,
+            name=info.name,
+            axes=axes,
+            extents=self.plan.extents,
+            grid=self.plan.grid,
+            block=self.plan.block_shape,
+            classes=self.artifact.card.classes,
+            scale=tuple(scale[i] for i in keep),
+            translation=tuple(translation[i] for i in keep),
+            units=tuple(units[i] for i in keep),
+        )
+
+
+def resolve_model(model: str | Path | Artifact | None) -> Artifact:
+    """Return the artifact given, loaded, or the bundled one."""
+    if isinstance(model, Artifact):
+        return model
+    return load_bundled_artifact() if model is None else load_artifact(model)
+
+
+def choose_channels(info: VolumeInfo, card: ModelCard, channels: Sequence[int | str]) -> tuple[int, ...]:
+    """Return the volume's channels that the model gets, in the model's order.
+
+    Raises
+    ------
+    ChannelError
+        If their number is not the model's, or one does not exist.
+    """
+    wanted = card.network.in_channels
+    count = info.shape[info.axes.index("c")] if "c" in info.axes else 1
+    names = info.channel_names or ()
+    listing = ", ".join(f"{i} ({names[i]})" if i < len(names) else str(i) for i in range(min(count, 12)))
+    chosen: list[int] = []
+    for channel in channels:
+        if channel in names:
+            chosen.append(names.index(str(channel)))
+        elif re.fullmatch(r"[0-9]{1,9}", str(channel)) and int(channel) < count:
+            chosen.append(int(channel))
+        else:
+            raise ChannelError(
+                f"the volume has no channel {channel!r}",
+                f"channels of {info.path}: {listing}",
+                fix="--channel 0",
+            )
+    if not channels and count == wanted:
+        return tuple(range(count))
+    if len(chosen) != wanted:
+        came = f"{len(chosen)} were chosen" if channels else f"the volume has {count}"
+        flags = " ".join(f"--channel {i}" for i in range(min(wanted, count)))
+        raise ChannelError(
+            f"the model takes {wanted} channel(s) ({', '.join(card.input.channels)}), {came}",
+            f"channels of {info.path}: {listing}",
+            fix=flags if count >= wanted else "use a model trained on these channels",
+        )
+    return tuple(chosen)
+
+
+def _spatial(info: VolumeInfo, sizes: Sequence[int]) -> tuple[int, int, int]:
+    by_axis = dict(zip(info.axes, sizes, strict=True))
+    return by_axis.get("z", 1), by_axis["y"], by_axis["x"]
