@@ -32,7 +32,15 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
     "numpy": (("*",), "arrays are everywhere; errors and geometry are held to integers by a test of their own"),
     "torch": (("unet_deploy.training*", "unet_deploy.exporters*"), "a machine that segments has no torch"),
     "scipy": (("unet_deploy.metrics*",), "comes with the extra 'evaluate'"),
-    "skimage": (("unet_deploy.training*",), "comes with the extra 'train'"),
+    "skimage": (
+        ("unet_deploy.training*", "unet_deploy.cli._image_files"),
+        "reads image files; comes with the extras 'train' and 'evaluate'",
+    ),
+    "tifffile": (("unet_deploy.cli._image_files",), "reads TIFF page by page; comes with scikit-image"),
+    "PIL": (
+        ("unet_deploy.cli._evaluation_report",),
+        "writes words on a picture; comes with scikit-image",
+    ),
     "onnx": (
         ("unet_deploy.exporters*", "unet_deploy.runtime.artifact"),
         "writes a graph; reads one at one seam",

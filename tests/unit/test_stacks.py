@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from unet_deploy.cli._stacks import SLAB_BYTES, Slice, Stack, join_stacks, list_
 from unet_deploy.errors import (
     ChannelError,
     ConfigurationError,
+    MissingDependencyError,
     NotAVolumeError,
     ReadError,
     SeveralImagesError,
@@ -224,6 +226,15 @@ def test_a_dtype_that_is_no_number(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "a.zarr", shape=(7, 9), chunks=(7, 9), dtype="complex64")
     with pytest.raises(UnsupportedDtypeError, match=r"data type 'complex64' came, one of bool, uint8, .* was expected"):
         open_stack(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize(("name", "module"), [("a.png", "skimage.io"), ("a.tif", "tifffile")])
+def test_readers_come_with_an_extra(name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setitem(sys.modules, module, None)  # what an absent package does
+    with pytest.raises(MissingDependencyError, match=r"reading .* files needs the package 'scikit-image'") as caught:
+        open_stack(tmp_path / name).read(0)
+    assert caught.value.fix == "pip install 'unet-deploy[evaluate]'"
 
 
 # ---- pairs

@@ -33,7 +33,7 @@ DTYPES = (
 )
 FILE_SUFFIXES = (".png", ".tif", ".tiff")
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
-SLAB_BYTES = 2**28
+SLAB_BYTES = 2**27
 """Slices of one chunk are read together up to this size."""
 
 
@@ -275,7 +275,8 @@ class _ZarrReader:
         self._z = volume.extent("z")
         plane_bytes = volume.extent("y") * volume.extent("x") * np.dtype(info.dtype).itemsize
         chunk = info.chunks[info.axes.index("z")] if "z" in info.axes else 1
-        self._depth = chunk if chunk * plane_bytes <= SLAB_BYTES else 1
+        divisors = [depth for depth in range(2, chunk + 1) if chunk % depth == 0]
+        self._depth = max([1, *(depth for depth in divisors if depth * plane_bytes <= SLAB_BYTES)])
         self._place: tuple[int, int] | None = None
         self._slab: npt.NDArray[Any] | None = None
 
@@ -285,6 +286,7 @@ class _ZarrReader:
         start = z - z % self._depth
         if self._slab is None or self._place != (t, start):
             volume = self._volume
+            self._slab = None  # two at a time would be twice the memory
             self._slab = volume.read(
                 t=Interval(t, t + 1),
                 c=[self._channel],
