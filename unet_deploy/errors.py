@@ -22,7 +22,8 @@
     │   ├── OutputExistsError        output-exists         (FileExistsError)
     │   ├── OutputPathError          output-path           (ValueError)
     │   ├── NoSpaceError             no-space              (OSError)
-    │   └── TrainingDataError        training-data         (ValueError)
+    │   ├── TrainingDataError        training-data         (ValueError)
+    │   └── ShapeMismatchError       shape-mismatch        (ValueError)
     ├── ModelError                                       exit 4
     │   ├── ModelNotFoundError       model-not-found       (FileNotFoundError)
     │   ├── NotAnArtifactError       not-an-artifact       (ValueError)
@@ -212,6 +213,12 @@ class TrainingDataError(InputDataError, ValueError):
     """Images and labels that cannot be trained on."""
 
     code = "training-data"
+
+
+class ShapeMismatchError(InputDataError, ValueError):
+    """A prediction and its truth do not cover the same pixels."""
+
+    code = "shape-mismatch"
 
 
 class ModelError(UnetDeployError):

@@ -501,6 +501,7 @@ ELSEWHERE = {
     "missing-dependency": "tests/unit/test_training_command.py and others, which hide a package",
     "parity": "tests/parity: no file on disk can bring it about",
     "partial-result": "below: something is written",
+    "shape-mismatch": "tests/cli/test_evaluate.py: it takes a prediction and a truth",
 }
 GROUPS = {"unet-deploy", "input-data", "model", "requirement"}
 

@@ -559,8 +559,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str, str]] = {
         "--kind membranes",
     ),
     "nothing there": (("q.tif", "t.tif"), 3, "there is nothing at q.tif", "did you mean"),
-    "shapes that differ": (("small.tif", "t.tif"), 2, "differ in shape: (2, 32, 32) and (2, 30, 32)", "one resolution"),
-    "numbers of slices": (("three.tif", "t.tif"), 2, "the truth has 2 slices, the prediction 3", "the same slices"),
+    "shapes that differ": (("small.tif", "t.tif"), 3, "differ in shape: (2, 32, 32) and (2, 30, 32)", "one resolution"),
+    "numbers of slices": (("three.tif", "t.tif"), 3, "the truth has 2 slices, the prediction 3", "the same slices"),
     "missing slices": (("p_folder", "t_folder"), 3, "the prediction lacks 1 of 2 slices: 1", "the stem of its truth"),
     "missing frames": (
         ("01_RES", "01_GT"), 3, "the result lacks 1 of 2 annotated frames: T=1 Z=0", "segment those frames too",

@@ -32,7 +32,7 @@ from tests.tiny import (
 from unet_deploy import __version__
 
 Cli = Callable[..., Outcome]
-VERBS = ("train", "export", "segment", "plan", "inspect", "demo")
+VERBS = ("train", "export", "segment", "plan", "evaluate", "inspect", "demo")
 
 LOADED = """
 import contextlib, io, json, sys

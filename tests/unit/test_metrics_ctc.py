@@ -9,7 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from unet_deploy.errors import ConfigurationError, UnsupportedDtypeError, ValueRangeError, VolumeNotFoundError
+from unet_deploy.errors import (
+    ConfigurationError,
+    ShapeMismatchError,
+    UnsupportedDtypeError,
+    ValueRangeError,
+    VolumeNotFoundError,
+)
 from unet_deploy.metrics.ctc import Frame, SegCounter, require_frames, seg_scores
 from unet_deploy.metrics.pairs import PairCounter
 
@@ -177,7 +183,7 @@ def test_a_frame_counts_once() -> None:
 
 
 def test_shapes_must_be_equal() -> None:
-    with pytest.raises(ConfigurationError, match=r"truth has shape \(1, 3\), prediction \(1, 2\); they must be equal"):
+    with pytest.raises(ShapeMismatchError, match=r"truth has shape \(1, 3\), prediction \(1, 2\); they must be equal"):
         seg_of(line(1, 2, 3), line(1, 2))
 
 

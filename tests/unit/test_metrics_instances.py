@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from unet_deploy.errors import ConfigurationError, UnsupportedDtypeError, ValueRangeError
+from unet_deploy.errors import ConfigurationError, ShapeMismatchError, UnsupportedDtypeError, ValueRangeError
 from unet_deploy.metrics.instances import IOU_THRESHOLDS, FrameErrors, InstanceCounter, ThresholdScore, instance_scores
 from unet_deploy.metrics.pairs import PairCounter
 
@@ -168,7 +168,7 @@ def test_thresholds_out_of_order_are_refused(thresholds: tuple[float, ...], came
 
 
 def test_wrong_labels_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"truth has shape \(2,\), prediction \(3,\); they must be equal"):
+    with pytest.raises(ShapeMismatchError, match=r"truth has shape \(2,\), prediction \(3,\); they must be equal"):
         instance_scores(line("11"), line("111"))
     with pytest.raises(UnsupportedDtypeError, match="truth has dtype float32, not integer or bool"):
         instance_scores(line("11").astype(np.float32), line("11"))

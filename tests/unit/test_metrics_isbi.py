@@ -18,6 +18,7 @@ import unet_deploy.metrics
 from unet_deploy.errors import (
     ConfigurationError,
     MissingDependencyError,
+    ShapeMismatchError,
     UnsupportedAxesError,
     UnsupportedDtypeError,
     ValueRangeError,
@@ -243,7 +244,7 @@ def test_no_slice_has_no_score(make: Counter) -> None:
 
 @every_metric
 def test_shapes_that_differ(score: Score) -> None:
-    with pytest.raises(ConfigurationError, match=r"truth has shape \(2, 4\), probability \(2, 5\); they must be equal"):
+    with pytest.raises(ShapeMismatchError, match=r"truth has shape \(2, 4\), probability \(2, 5\); they must be equal"):
         score(TRUTH, np.zeros((2, 5)))
 
 

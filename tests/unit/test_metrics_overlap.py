@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unet_deploy.errors import ConfigurationError, UnsupportedDtypeError, ValueRangeError
+from unet_deploy.errors import ConfigurationError, ShapeMismatchError, UnsupportedDtypeError, ValueRangeError
 from unet_deploy.metrics.overlap import ClassOverlap, OverlapCounter, class_overlap
 from unet_deploy.metrics.pairs import PairCounter, count_pairs, merge_pairs
 
@@ -133,7 +133,7 @@ def test_a_label_beyond_the_classes_is_refused() -> None:
 
 
 def test_shapes_must_be_equal() -> None:
-    with pytest.raises(ConfigurationError, match=r"truth has shape \(2, 4\), prediction \(8,\); they must be equal"):
+    with pytest.raises(ShapeMismatchError, match=r"truth has shape \(2, 4\), prediction \(8,\); they must be equal"):
         class_overlap(TRUTH, PREDICTION.ravel())
 
 

@@ -21,11 +21,11 @@ from unet_deploy.cli._pairing import is_ctc_result, is_ctc_truth, pair_ctc, pair
 from unet_deploy.cli._stacks import SLAB_BYTES, Slice, Stack, join_stacks, list_files, open_stack
 from unet_deploy.errors import (
     ChannelError,
-    ConfigurationError,
     MissingDependencyError,
     NotAVolumeError,
     ReadError,
     SeveralImagesError,
+    ShapeMismatchError,
     UnsupportedAxesError,
     UnsupportedDtypeError,
     VolumeNotFoundError,
@@ -284,14 +284,14 @@ def test_time_and_depth_may_be_named_differently(tmp_path: Path) -> None:
 def test_other_numbers_of_slices(tmp_path: Path) -> None:
     prediction = open_stack(write_array(tmp_path / "p.zarr", pixels((4, 7, 9))))
     truth = open_stack(write_array(tmp_path / "t.zarr", pixels((3, 7, 9))))
-    with pytest.raises(ConfigurationError, match="the truth has 3 slices, the prediction 4; they must be as many"):
+    with pytest.raises(ShapeMismatchError, match="the truth has 3 slices, the prediction 4; they must be as many"):
         pair_stacks(prediction, truth)
 
 
 def test_other_shapes(tmp_path: Path) -> None:
     prediction = open_stack(write_array(tmp_path / "p.zarr", pixels((3, 7, 8))))
     truth = open_stack(write_array(tmp_path / "t.zarr", pixels((3, 7, 9))))
-    with pytest.raises(ConfigurationError, match=r"differ in shape: \(3, 7, 9\) and \(3, 7, 8\)"):
+    with pytest.raises(ShapeMismatchError, match=r"differ in shape: \(3, 7, 9\) and \(3, 7, 8\)"):
         pair_stacks(prediction, truth)
 
 
@@ -299,7 +299,7 @@ def test_another_shape_of_one_file(tmp_path: Path) -> None:
     prediction, truth = (as_png_folder(tmp_path / name, pixels((3, 7, 9))) for name in "pt")
     write_png(prediction / "1.png", pixels((7, 8)))
     paired = pair_stacks(open_stack(prediction), open_stack(truth))
-    with pytest.raises(ConfigurationError, match=r"slice 1 of truth and prediction differ in shape: \(7, 9\) and"):
+    with pytest.raises(ShapeMismatchError, match=r"slice 1 of truth and prediction differ in shape: \(7, 9\) and"):
         paired.read(paired.pairs[1])
 
 
@@ -361,7 +361,7 @@ def test_no_folder(challenge: tuple[Path, Path]) -> None:
 def test_another_depth(name: str, shape: tuple[int, ...], depths: str, challenge: tuple[Path, Path]) -> None:
     result, truth = challenge
     as_tiff(truth / "SEG" / f"{name}.tif", pixels(shape, "uint16"))
-    with pytest.raises(ConfigurationError, match=f"differ in depth: {depths} slices"):
+    with pytest.raises(ShapeMismatchError, match=f"differ in depth: {depths} slices"):
         pair_ctc(result, truth)
 
 

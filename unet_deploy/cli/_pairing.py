@@ -19,7 +19,7 @@ from pathlib import Path
 
 from unet_deploy.cli._image_files import LISTED, Plane
 from unet_deploy.cli._stacks import Stack, open_files
-from unet_deploy.errors import ConfigurationError, SeveralImagesError, VolumeNotFoundError
+from unet_deploy.errors import ConfigurationError, SeveralImagesError, ShapeMismatchError, VolumeNotFoundError
 from unet_deploy.metrics.ctc import Frame, require_frames
 
 _RESULT = re.compile(r"mask(\d+)\.tiff?", re.IGNORECASE)
@@ -108,7 +108,7 @@ def _pair_by_stem(prediction: Stack, truth: Stack) -> Paired:
 
 def _pair_in_order(prediction: Stack, truth: Stack) -> Paired:
     if len(prediction) != len(truth):
-        raise ConfigurationError(
+        raise ShapeMismatchError(
             f"the truth has {len(truth)} slices, the prediction {len(prediction)}; they must be as many",
             f"truth {_describe(truth)}",
             f"prediction {_describe(prediction)}",
@@ -179,7 +179,7 @@ def _pair_frames(prediction: Stack, truth: Stack, times: list[int], frames: list
         frame, is_whole = frames[item.t]
         depth, z = depths[frame.t], frame.z + item.z
         if z >= depth or pages[item.t] != (depth if is_whole else 1):
-            raise ConfigurationError(
+            raise ShapeMismatchError(
                 f"truth and prediction of frame {frame} differ in depth: {frame.z + pages[item.t]} and {depth} slices",
                 f"truth {item.stem} in {truth.where}",
                 f"prediction in {prediction.where}",
@@ -213,8 +213,8 @@ def _find(folder: Path, pattern: re.Pattern[str]) -> dict[Frame, tuple[Path, boo
 
 def _shapes_differ(
     what: str, paired: Paired, truth: tuple[int, ...], prediction: tuple[int, ...]
-) -> ConfigurationError:
-    return ConfigurationError(
+) -> ShapeMismatchError:
+    return ShapeMismatchError(
         f"{what}truth and prediction differ in shape: {truth} and {prediction}",
         f"truth in {paired.truth.where}",
         f"prediction in {paired.prediction.where}",

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from unet_deploy.errors import (
     ConfigurationError,
     MissingDependencyError,
+    ShapeMismatchError,
     UnsupportedAxesError,
     UnsupportedDtypeError,
     ValueRangeError,
@@ -156,7 +157,7 @@ def find_touching(labels: Labels) -> tuple[int, int, int, int] | None:
 
 def _require_shapes(truth: tuple[int, ...], probability: tuple[int, ...]) -> None:
     if truth != probability:
-        raise ConfigurationError(
+        raise ShapeMismatchError(
             f"truth has shape {truth}, probability {probability}; they must be equal",
             "each pixel of the prediction is compared with the pixel of the truth at the same place",
             fix="crop both to the same region, or squeeze axes of extent 1",

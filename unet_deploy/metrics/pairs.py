@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_deploy.errors import ConfigurationError, UnsupportedDtypeError, ValueRangeError
+from unet_deploy.errors import ShapeMismatchError, UnsupportedDtypeError, ValueRangeError
 
 Ids = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -195,7 +195,7 @@ def _require_comparable(truth: npt.NDArray[Any], prediction: npt.NDArray[Any]) -
                 fix=f"give labels: threshold probabilities, or {what}.astype('uint32') if its values are whole numbers",
             )
     if truth.shape != prediction.shape:
-        raise ConfigurationError(
+        raise ShapeMismatchError(
             f"truth has shape {truth.shape}, prediction {prediction.shape}; they must be equal",
             "each pixel of the prediction is compared with the pixel of the truth at the same place",
             fix="crop both to the same region, or squeeze axes of extent 1",
