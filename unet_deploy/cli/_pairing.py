@@ -19,7 +19,7 @@ from pathlib import Path
 
 from unet_deploy.cli._image_files import LISTED, Plane
 from unet_deploy.cli._stacks import Stack, open_files
-from unet_deploy.errors import ConfigurationError, SeveralImagesError, ShapeMismatchError, VolumeNotFoundError
+from unet_deploy.errors import SeveralImagesError, ShapeMismatchError, VolumeNotFoundError
 from unet_deploy.metrics.ctc import Frame, require_frames
 
 _RESULT = re.compile(r"mask(\d+)\.tiff?", re.IGNORECASE)
