@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=4096)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--write", nargs="+", default=["labels", "probabilities"])
     options = parser.parse_args()
     artifact = load_artifact(options.model) if options.model else load_bundled_artifact()
     constants = artifact.card.normalisation
@@ -58,16 +59,16 @@ def main() -> None:
             loop_cpu.append(time.process_time() - start_cpu)
             engine.close()
             start_cpu = time.process_time()
-            result = segment(volume, model=artifact, output=Path(folder) / f"out{run}.ome.zarr")
+            result = segment(volume, model=artifact, output=Path(folder) / f"out{run}.ome.zarr", write=options.write)
             segment_s.append(result.seconds["total"])
             segment_cpu.append(time.process_time() - start_cpu)
             stages.append(result.seconds)
     ratio = statistics.median(s / e for s, e in zip(segment_s, loop_s, strict=True))
     save(
-        f"overhead-width{artifact.card.network.base_width}-{options.side}",
+        "-".join((f"overhead-width{artifact.card.network.base_width}-{options.side}", *options.write)),
         {
             "what": "wall time of segment over a plain loop of the engine on the same tiles, prepared beforehand",
-            "command": f"python benchmarks/overhead.py --side {options.side}",
+            "command": f"python benchmarks/overhead.py --side {options.side} --write {' '.join(options.write)}",
             "ratio": round(ratio, 4),
             "cpu_ratio": round(statistics.median(s / e for s, e in zip(segment_cpu, loop_cpu, strict=True)), 4),
             "segment_s": [round(s, 3) for s in segment_s],

@@ -3,7 +3,7 @@
 1. A `Job` says everything a worker needs; it is sent once, then each task is a number.
 2. A task reads its window once, mirrors it, cuts tiles as views, infers them in batches, and writes whole chunks.
    No array travels through the scheduler.
-3. The engine runs one batch at a time; a second thread reads and writes meanwhile.
+3. One block has the engine at a time, and runs its batches one by one; a second thread reads and writes meanwhile.
 4. A block that fails is reported with its reason and the run goes on; a full disk ends it, since nothing could
    follow.
 """
@@ -161,18 +161,19 @@ def segment_window(
     inputs: Batch = np.empty(
         (batch, window.shape[0], block.tiles_y[0].read.size, block.tiles_x[0].read.size), np.float32
     )
-    while group := list(islice(tiles, batch)):
-        for i, (z, ty, tx) in enumerate(group):
-            normaliser(window[:, z, ty.read.shifted(-oy).slice, tx.read.shifted(-ox).slice], out=inputs[i])
-        for (z, ty, tx), output in zip(group, engine.infer(inputs[: len(group)]), strict=True):
-            logits = output[:, ty.crop.slice, tx.crop.slice]
-            if not is_finite(logits):
-                raise _not_finite(window, block, z)
-            place = z, ty.keep.shifted(-block.y.start).slice, tx.keep.shifted(-block.x.start).slice
-            if labels is not None:
-                labels[place] = to_labels(logits)
-            if probabilities is not None:
-                to_probabilities(logits, out=probabilities[:, *place])
+    with engine.reserved():
+        while group := list(islice(tiles, batch)):
+            for i, (z, ty, tx) in enumerate(group):
+                normaliser(window[:, z, ty.read.shifted(-oy).slice, tx.read.shifted(-ox).slice], out=inputs[i])
+            for (z, ty, tx), output in zip(group, engine.infer(inputs[: len(group)]), strict=True):
+                logits = output[:, ty.crop.slice, tx.crop.slice]
+                if not is_finite(logits):
+                    raise _not_finite(window, block, z)
+                place = z, ty.keep.shifted(-block.y.start).slice, tx.keep.shifted(-block.x.start).slice
+                if labels is not None:
+                    labels[place] = to_labels(logits)
+                if probabilities is not None:
+                    to_probabilities(logits, out=probabilities[:, *place])
     return labels, probabilities
 
 
@@ -212,12 +213,11 @@ def run_blocks(job: Job, client: Any, *, progress: ProgressCallback | None) -> l
 
 
 def run_pyramid(spec: OutputSpec, client: Any, *, progress: ProgressCallback | None) -> None:
-    """Make the pyramid's levels that the blocks could not, each from the one above."""
+    """Make the pyramid's levels that the blocks could not, from the finest one that they made."""
     start = time.perf_counter()
-    levels = range(1 + spec.n_block_levels, spec.n_levels)
-    total = sum(count_regions(spec, level) for level in levels)
+    total = sum(count_regions(spec, level) for level in spec.passes)
     done = 0
-    for level in levels:
+    for level in spec.passes:
         for _ in run_tasks(client, downsample_region, (spec, level), count_regions(spec, level)):
             done += 1
             if progress is not None:

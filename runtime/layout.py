@@ -21,6 +21,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 LABELS_NAME = "segmentation"
 PROVENANCE_KEY = "unet_deploy"
 SMALLEST_LEVEL = 512
+REGION_SIDE = 2048
 
 
 def require_kinds(kinds: Sequence[str]) -> tuple[Kind, ...]:
@@ -71,11 +72,34 @@ class OutputSpec:
     @property
     def n_block_levels(self) -> int:
         """How many levels below the finest a block's task can make by itself: it holds whole units of them."""
-        sides = ((self.extents.y, self.block[1], self.grid.unit[1]), (self.extents.x, self.block[2], self.grid.unit[2]))
-        for level in range(1, self.n_levels):
-            if not all(block >= extent or block % (unit << level) == 0 for extent, block, unit in sides):
-                return level - 1
-        return self.n_levels - 1
+        return self.levels_within(0, self.block)
+
+    @property
+    def region(self) -> tuple[int, int, int]:
+        """(z, y, x) of the pieces in which the levels are made that blocks cannot make; whole write units."""
+        z, y, x = self.grid.unit
+        return z, max(REGION_SIDE // y, 1) * y, max(REGION_SIDE // x, 1) * x
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """The levels that are made by a pass of their own after the blocks; each pass makes those below it too."""
+        found, level = [], 1 + self.n_block_levels
+        while level < self.n_levels:
+            found.append(level)
+            level += 1 + self.levels_within(level, self.region)
+        return tuple(found)
+
+    def levels_within(self, level: int, box: tuple[int, int, int]) -> int:
+        """Return how many levels below `level` boxes of (z, y, x) pixels of it can make, each by itself.
+
+        A box can if it holds whole write units of that level, or the whole extent.
+        """
+        extents = self.level_extents(level)
+        sides = ((extents.y, box[1], self.grid.unit[1]), (extents.x, box[2], self.grid.unit[2]))
+        for deeper in range(1, self.n_levels - level):
+            if not all(side >= extent or side % (unit << deeper) == 0 for extent, side, unit in sides):
+                return deeper - 1
+        return self.n_levels - 1 - level
 
     def level_extents(self, level: int) -> Extents:
         """Return the extents of a pyramid level; odd sides are rounded up."""

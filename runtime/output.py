@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ from unet_deploy.geometry import Interval
 from unet_deploy.runtime.layout import LABELS_NAME, PROVENANCE_KEY, Kind, OutputSpec, multiscales_of, omero_of
 from unet_deploy.runtime.ome import image_label_attributes
 
-REGION_SIDE = 2048
-"""Side of the pieces in which pyramid levels are made; rounded to whole write units."""
 ZSTD_LEVEL = 1
 
 _NODE_FILES = ("zarr.json", ".zgroup", ".zarray")
@@ -157,48 +155,68 @@ def write_block(
     probabilities: npt.NDArray[np.uint8] | None,
 ) -> None:
     """Write one block, labels (z, y, x) and probabilities (c, z, y, x), and its part of the pyramid."""
-    for level in range(spec.n_block_levels + 1):
-        if level:
-            labels = None if labels is None else reduce_mode(labels)
-            probabilities = None if probabilities is None else reduce_mean(probabilities)
-        e = spec.level_extents(level)
-        rows, columns = (
-            slice(side.start >> level, min(-(-side.stop >> level), extent)) for side, extent in ((y, e.y), (x, e.x))
-        )
-        place = {"t": slice(t, t + 1), "c": slice(None), "z": z.slice, "y": rows, "x": columns}
-        if labels is not None:
-            _write(spec, "labels", level, place, labels[None, None])
-        if probabilities is not None:
-            _write(spec, "probabilities", level, place, probabilities[None])
+    values: dict[Kind, npt.NDArray[np.uint8]] = {}
+    if labels is not None:
+        values["labels"] = labels[None, None]
+    if probabilities is not None:
+        values["probabilities"] = probabilities[None]
+    _write_levels(spec, values, level=0, count=1 + spec.n_block_levels, t=t, z=z, y=y, x=x)
 
 
 def count_regions(spec: OutputSpec, level: int) -> int:
-    """Return in how many pieces a pyramid level is made."""
+    """Return in how many pieces a pass makes a pyramid level."""
     return math.prod(_region_counts(spec, level))
 
 
 def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
-    """Make one piece of a pyramid level from the level above; every piece is whole write units."""
+    """Make one piece of a pyramid level from the level above, and its part of the levels below that it holds."""
     extents, above = spec.level_extents(level), spec.level_extents(level - 1)
     _, nz, ny, nx = _region_counts(spec, level)
     rest, ix = divmod(index, nx)
     rest, iy = divmod(rest, ny)
     t, iz = divmod(rest, nz)
-    z_size, y_size, x_size = _region_shape(spec)
-    z = slice(iz * z_size, min((iz + 1) * z_size, extents.z))
-    y = slice(iy * y_size, min((iy + 1) * y_size, extents.y))
-    x = slice(ix * x_size, min((ix + 1) * x_size, extents.x))
+    z, y, x = (
+        Interval(i * size, min((i + 1) * size, extent))
+        for i, size, extent in zip((iz, iy, ix), spec.region, (extents.z, extents.y, extents.x), strict=True)
+    )
     source = {
         "t": slice(t, t + 1),
         "c": slice(None),
-        "z": z,
+        "z": z.slice,
         "y": slice(2 * y.start, min(2 * y.stop, above.y)),
         "x": slice(2 * x.start, min(2 * x.stop, above.x)),
     }
+    values: dict[Kind, npt.NDArray[np.uint8]] = {}
     for kind in spec.kinds:
-        reduce = reduce_mode if kind == "labels" else reduce_mean
-        values = reduce(np.asarray(_open(spec, kind, level - 1)[spec.to_layout(kind, source)]))
-        _open(spec, kind, level)[spec.to_layout(kind, {**source, "y": y, "x": x})] = values
+        absent = tuple(i for i, axis in enumerate("tczyx") if axis not in spec.axes_of(kind))
+        read = np.asarray(_open(spec, kind, level - 1)[spec.to_layout(kind, source)])
+        values[kind] = _REDUCTIONS[kind](np.expand_dims(read, absent))
+    count = 1 + spec.levels_within(level, spec.region)
+    _write_levels(spec, values, level=level, count=count, t=t, z=z, y=y, x=x)
+
+
+def _write_levels(
+    spec: OutputSpec,
+    values: Mapping[Kind, npt.NDArray[np.uint8]],
+    *,
+    level: int,
+    count: int,
+    t: int,
+    z: Interval,
+    y: Interval,
+    x: Interval,
+) -> None:
+    """Write a box of `level`, given as (t, c, z, y, x), and what it is in the levels below, `count` in all."""
+    for deeper in range(count):
+        if deeper:
+            values = {kind: _REDUCTIONS[kind](array) for kind, array in values.items()}
+        e = spec.level_extents(level + deeper)
+        rows, columns = (
+            slice(side.start >> deeper, min(-(-side.stop >> deeper), extent)) for side, extent in ((y, e.y), (x, e.x))
+        )
+        place = {"t": slice(t, t + 1), "c": slice(None), "z": z.slice, "y": rows, "x": columns}
+        for kind, array in values.items():
+            _write(spec, kind, level + deeper, place, array)
 
 
 def finish_output(spec: OutputSpec, *, provenance: Mapping[str, Any], source: str | None) -> None:
@@ -254,17 +272,18 @@ def _cells(values: npt.NDArray[np.uint8]) -> Sequence[npt.NDArray[np.uint8]]:
     odd_y, odd_x = values.shape[-2] % 2, values.shape[-1] % 2
     if odd_y or odd_x:
         values = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(0, odd_y), (0, odd_x)], mode="edge")
-    return [values[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    return [np.ascontiguousarray(values[..., i::2, j::2]) for i in (0, 1) for j in (0, 1)]
 
 
-def _region_shape(spec: OutputSpec) -> tuple[int, int, int]:
-    z, y, x = spec.grid.unit
-    return z, max(REGION_SIDE // y, 1) * y, max(REGION_SIDE // x, 1) * x
+_REDUCTIONS: dict[Kind, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+    "labels": reduce_mode,
+    "probabilities": reduce_mean,
+}
 
 
 def _region_counts(spec: OutputSpec, level: int) -> tuple[int, int, int, int]:
     e = spec.level_extents(level)
-    z, y, x = (-(-n // size) for n, size in zip((e.z, e.y, e.x), _region_shape(spec), strict=True))
+    z, y, x = (-(-n // size) for n, size in zip((e.z, e.y, e.x), spec.region, strict=True))
     return e.t, z, y, x
 
 

@@ -33,7 +33,7 @@ from unet_deploy.runtime.cost import (
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
 MAX_CORE = 1024
-"""Larger cores were not faster on any CPU measured, and cost memory (docs/experiments.md)."""
+"""Larger cores were not faster on the CPUs measured, and cost memory (docs/experiments.md)."""
 MIN_CHUNK, MAX_CHUNK = 64, 1024
 MAX_CHUNK_Z = 64
 BLOCK_SIDE = 2048

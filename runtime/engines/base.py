@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -73,7 +75,7 @@ class CheckedEngine:
     def __init__(self, engine: Engine, card: ModelCard) -> None:
         self._engine = engine
         self._card = card
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._is_open = False
         self.classes = card.network.classes
         self.test_difference = 0.0
@@ -121,6 +123,15 @@ class CheckedEngine:
         assert logits.shape == (n, network.classes, geometry.output_side(y), geometry.output_side(x)), logits.shape
         assert logits.dtype == np.float32, logits.dtype
         return logits
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep the engine to this thread: its batches follow each other, and others read and write meanwhile.
+
+        Were two blocks to take turns batch by batch, both would come to their writing at once, with the engine idle.
+        """
+        with self._lock:
+            yield
 
     def close(self) -> None:
         """Free everything; may be called twice."""
