@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,25 @@ def check_output_path(output: Path, *, volume: Path, overwrite: bool) -> None:
             f"a Zarr group with the attribute {PROVENANCE_KEY!r} was expected",
             fix="choose another --output, or remove it yourself",
         )
+
+
+@contextmanager
+def full_disk_named(where: str) -> Iterator[None]:
+    """Let a full disk or an exhausted quota be a `NoSpaceError`, which ends a run; other errors pass.
+
+    Raises
+    ------
+    NoSpaceError
+        If the system says so while the block runs.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoSpaceError(
+            f"the disk is full: {error.strerror}", where, fix="free space, then run again with --overwrite"
+        ) from error
 
 
 def find_store(path: Path) -> Path | None:
@@ -322,13 +342,5 @@ def _open(spec: OutputSpec, kind: Kind, level: int) -> zarr.Array[Any]:
 def _write(spec: OutputSpec, kind: Kind, level: int, place: Mapping[str, slice], values: npt.NDArray[Any]) -> None:
     """Write values given as (t, c, z, y, x) where the array may lack some of the axes, each then of size 1."""
     absent = tuple(i for i, axis in enumerate("tczyx") if axis not in spec.axes_of(kind))
-    try:
+    with full_disk_named(f"while writing {kind} at {spec.path}"):
         _open(spec, kind, level)[spec.to_layout(kind, place)] = values.squeeze(absent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                f"the disk is full: {error.strerror}",
-                f"while writing {kind} at {spec.path}",
-                fix="free space, then run again with --overwrite",
-            ) from error
-        raise

@@ -39,8 +39,8 @@ class SegmentationResult:
     """What a run made.
 
     `class_fractions` has the share of each class by name, where labels were made. `seconds` has the wall time by stage
-    ("total" among them) and the summed thread time of reading, inference and writing. `failed` lists the blocks that
-    are holes in the output.
+    ("total" among them) and the summed thread time of reading, inference (waiting for the engine included) and
+    writing. `failed` lists the blocks that are holes in the output.
     """
 
     output: Path

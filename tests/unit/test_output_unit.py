@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import shutil
 from collections import Counter
@@ -29,6 +30,7 @@ from unet_deploy.runtime.output import (
     create_output,
     downsample_region,
     finish_output,
+    full_disk_named,
     read_provenance,
     reduce_mean,
     reduce_mode,
@@ -375,3 +377,18 @@ def test_blocks_make_what_they_can(tmp_path: Path) -> None:
     )
     assert make_spec(tmp_path, shape=(1, 900, 2000), chunk=(1, 64, 64), block=(1, 1024, 2048)).n_block_levels == 2
     assert make_spec(tmp_path, shape=(1, 9000, 9000), chunk=(1, 48, 64), block=(1, 2016, 2048)).n_block_levels == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_is_named(number: int) -> None:
+    with (
+        pytest.raises(NoSpaceError, match=r"^the disk is full: it is so\n  while writing labels at x\n") as caught,
+        full_disk_named("while writing labels at x"),
+    ):
+        raise OSError(number, "it is so")
+    assert caught.value.fix == "free space, then run again with --overwrite"
+
+
+def test_another_error_of_the_disk_passes() -> None:
+    with pytest.raises(PermissionError, match="not yours"), full_disk_named("x"):
+        raise PermissionError(errno.EACCES, "not yours")
