@@ -24,7 +24,7 @@ from unet_deploy.exporters.parity import ParityRow, compare, torch_logits
 from unet_deploy.runtime.artifact import hash_graph, read_artifact
 from unet_deploy.runtime.engines import open_engine
 from unet_deploy.runtime.engines.base import EngineDescription
-from unet_deploy.runtime.normalise import Normaliser
+from unet_deploy.runtime.normalise import normaliser_of_image
 from unet_deploy.training.checkpoint import load_checkpoint
 from unet_deploy.training.network import UNet
 
@@ -132,7 +132,7 @@ def make_test_tensor(model: UNet, card: ModelCard) -> TestTensor:
     geometry, channels = card.geometry, card.network.in_channels
     y, x = geometry.smallest_tile, geometry.smallest_tile + geometry.divisor
     image = _smooth_image(channels, y, x, card)
-    normalise = Normaliser(mean=card.normalisation.mean, std=card.normalisation.std)
+    normalise = normaliser_of_image(card, image)
     return TestTensor(image=image[None], logits=torch_logits(model, normalise(image)[None]))
 
 
@@ -143,6 +143,9 @@ def _smooth_image(channels: int, y: int, x: int, card: ModelCard) -> npt.NDArray
     smooth: Any = sum(noise[:, i : i + y, j : j + x] for i in range(4) for j in range(4)) / 4  # unit variance again
     mean, std = (np.array(v)[:, None, None] for v in (card.normalisation.mean, card.normalisation.std))
     low, high = card.input.value_range
-    values = np.clip(smooth * std + mean, low, high)
+    values = smooth * std + mean
+    if card.normalisation.percentiles is not None:  # the constants are those of images scaled to 0..1
+        values = low + (high - low) * values
+    values = np.clip(values, low, high)
     dtype = np.dtype(card.input.dtype)
     return np.asarray(np.rint(values) if dtype.kind in "iu" else values, dtype)

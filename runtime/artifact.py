@@ -10,9 +10,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.resources
 import math
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,8 @@ MAX_IR_VERSION = 10
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
 KNOWN_OPERATORS = frozenset({"Conv", "ConvTranspose", "Relu", "MaxPool", "Slice", "Concat"})
 READABLE_PRECISIONS = ("fp32",)
-BUNDLED_MODEL = "membrane.onnx"
+DEFAULT_MODEL = "membrane"
+_BARE_NAME = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +53,17 @@ class Artifact:
 
 
 def load_artifact(path: str | Path) -> Artifact:
-    """Read and check the artifact at `path`.
+    """Read and check the artifact at `path`, or the bundled network of that name.
+
+    Parameters
+    ----------
+    path
+        A file, else the name of a network that comes with the package (`bundled_names`).
 
     Raises
     ------
     ModelNotFoundError
-        If there is no file.
+        If there is no file, and no such network.
     NotAnArtifactError
         If it is no ONNX, is damaged, or was not written by ``unet-deploy export``.
     UnsafeModelError
@@ -62,8 +71,11 @@ def load_artifact(path: str | Path) -> Artifact:
     CardError
         If the card is damaged or does not fit the graph.
     """
+    name = os.fspath(path)
     path = Path(path)
     if not path.is_file():
+        if _BARE_NAME.fullmatch(name):
+            return load_bundled_artifact(name)
         raise ModelNotFoundError(
             f"no model file at {path}",
             "an ONNX file written by `unet-deploy export` was expected",
@@ -79,17 +91,37 @@ def load_artifact(path: str | Path) -> Artifact:
     return read_artifact(path.read_bytes(), source=str(path))
 
 
-def load_bundled_artifact() -> Artifact:
-    """Return the network that comes with the package: membranes in EM, trained on ISBI 2012."""
-    file = importlib.resources.files("unet_deploy.models").joinpath(BUNDLED_MODEL)
-    if not file.is_file():
+def bundled_names() -> tuple[str, ...]:
+    """Return the names of the networks that come with the package."""
+    entries = importlib.resources.files("unet_deploy.models").iterdir()
+    return tuple(sorted(Path(entry.name).stem for entry in entries if entry.name.endswith(".onnx")))
+
+
+def is_bundled(name: str | Path) -> bool:
+    """Tell whether `load_artifact` gives a bundled network for this name: no file of that name is in the way."""
+    return os.fspath(name) in bundled_names() and not Path(name).is_file()
+
+
+def load_bundled_artifact(name: str = DEFAULT_MODEL) -> Artifact:
+    """Return a network that comes with the package; by default that of membranes in EM, trained on ISBI 2012.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is none of that name.
+    """
+    names = bundled_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean --model {close[0]}? otherwise " if close else ""
         raise ModelNotFoundError(
-            f"this installation lacks its bundled network, {BUNDLED_MODEL}",
-            f"expected at {file}",
-            fix="install unet-deploy again, or choose a model with --model",
+            f"no model file at {name}, and no bundled network of that name",
+            f"bundled with unet-deploy: {', '.join(names) or 'none, which this installation lacks'}",
+            fix=hint + "give the path of an ONNX file written by `unet-deploy export`",
         )
-    data = file.read_bytes()
-    return read_artifact(data, source=f"bundled {BUNDLED_MODEL}")
+    file = f"{name}.onnx"
+    data = importlib.resources.files("unet_deploy.models").joinpath(file).read_bytes()
+    return read_artifact(data, source=f"bundled {file}")
 
 
 def read_artifact(data: bytes, *, source: str) -> Artifact:

@@ -14,6 +14,8 @@ from unet_deploy.geometry import Geometry
 
 FEATURE_MAPS_HELD = 9
 """Feature maps of the top level alive at once in onnxruntime's CPU arena: 4.8 to 8.7 measured (width 16 and 64)."""
+TTA_PASSES = 8
+"""Forward passes over a tile whose result is the mean over the symmetries of the square."""
 
 
 def tile_flops(network: Network, tile_y: int, tile_x: int) -> int:

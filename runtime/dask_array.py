@@ -1,6 +1,8 @@
 """Segment a Dask array lazily: the pipeline's way in.
 
-1. The result is a Dask array of blocks, planned like any run; nothing is computed until the caller computes it.
+1. The result is a Dask array of blocks, planned like any run; nothing is computed until the caller computes it, but
+   for one thing: where the card asks for percentiles of the volume, one pass over the array takes them at once. Were it
+   part of the graph, Dask would keep every chunk in memory from that pass to the segmentation.
 2. Each block is one task on the slices of the input that its halo touches: no ``map_overlap`` (12 to 14 tasks a
    chunk, and its ``reflect`` repeats the edge pixel).
 3. The numbers are those of `segment`, whatever the chunks.
@@ -16,15 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_deploy.errors import ChannelError, UnsupportedAxesError
+from unet_deploy.percentiles import PercentileSearch
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, get_engine
 from unet_deploy.runtime.execute import segment_window
 from unet_deploy.runtime.layout import require_kinds
-from unet_deploy.runtime.normalise import Normaliser, choose_normaliser
+from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
 from unet_deploy.runtime.ome import require_axes
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Block, Extents, plan_segmentation
 from unet_deploy.runtime.preparation import resolve_model
 from unet_deploy.runtime.windows import WindowPlan, plan_window, spread
+
+TREE_WIDTH = 8
+"""So many counts of digits are added at a time."""
 
 
 def segment_array(
@@ -40,6 +46,7 @@ def segment_array(
     tile: tuple[int, int] | None = None,
     batch: int = 1,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    tta: bool = False,
     engine_factory: EngineFactory | None = None,
 ) -> Any:
     """Return the segmentation of a Dask array as a Dask array.
@@ -49,15 +56,16 @@ def segment_array(
     array
         ``dask.array.Array`` of 2 to 5 of the axes t, c, z, y, x, any chunks.
     model
-        An artifact, or its path; the bundled EM-membrane network if None.
+        An artifact, its path, or the name of a bundled network; the bundled ``membrane`` if None.
     axes
         Names of the axes, such as ``"zyx"``; yx, zyx and tczyx are taken for 2, 3 and 5 axes.
     kind
         ``"labels"``: uint8, the array's axes without c. ``"probabilities"``: uint8, 255 for certain, with c the class.
     channels
         Indices along c, in the model's order; all by default.
-    input_range, device, threads, tile, batch, memory_bytes, engine_factory
-        As in `segment`.
+    input_range, device, threads, tile, batch, memory_bytes, tta, engine_factory
+        As in `segment`. Without an `input_range`, a model that scales each volume by its own percentiles computes the
+        whole array once now, to take them (float32 twice).
 
     Returns
     -------
@@ -67,7 +75,7 @@ def segment_array(
     Raises
     ------
     UnsupportedAxesError, ChannelError, ValueRangeError, TileNotLegalError, ConfigurationError, ModelError
-        Before anything is computed, if array and model do not fit.
+        Before the result is computed, if array and model do not fit.
     """
     import dask
     import dask.array
@@ -84,7 +92,6 @@ def segment_array(
             f"the model takes: {', '.join(card.input.channels)}",
             fix=f"channels={list(range(card.network.in_channels))}",
         )
-    normaliser = choose_normaliser(card, str(array.dtype), input_range=input_range, source="the Dask array")
     sizes = dict(zip(axes, array.shape, strict=True))
     chunk = dict(zip(axes, array.chunksize, strict=True))
     plan = plan_segmentation(
@@ -95,9 +102,18 @@ def segment_array(
         tile=tile,
         batch=batch,
         memory_bytes=memory_bytes,
+        tta=tta,
+    )
+    measured = None
+    if needs_statistics(card, input_range=input_range):
+        assert card.normalisation.percentiles is not None
+        measured = _measure(array, axes, chosen, card.normalisation.percentiles)
+    normaliser = choose_normaliser(
+        card, str(array.dtype), input_range=input_range, source="the Dask array", measured=measured
     )
     request = dask.delayed(
-        EngineRequest(artifact=artifact, device=device, threads=threads, factory=engine_factory), traverse=False
+        EngineRequest(artifact=artifact, device=device, threads=threads, factory=engine_factory, tta=tta),
+        traverse=False,
     )
     task = dask.delayed(_segment_piece, pure=True, traverse=False)
     channel_index: Any = slice(None) if chosen == tuple(range(count)) else list(chosen)
@@ -119,6 +135,33 @@ def segment_array(
     result = dask.array.block(_insert_channel_level(nested[0]))  # (t, c, z, y, x)
     kept = {*axes} - {"c"} | ({"c"} if kind == "probabilities" else set())
     return result[tuple(slice(None) if axis in kept else 0 for axis in "tczyx")]
+
+
+def _measure(
+    array: Any, axes: str, channels: Sequence[int], percentiles: tuple[float, float]
+) -> tuple[tuple[float, float], ...]:
+    """Return the grey values at two percentiles of each channel; computes the array once for each digit."""
+    import dask
+
+    pieces = [array if "c" not in axes else array[(slice(None),) * axes.index("c") + (c,)] for c in channels]
+    searches = [
+        PercentileSearch.begin(str(array.dtype), piece.size, percentiles, source="the Dask array") for piece in pieces
+    ]
+    count, add = dask.delayed(PercentileSearch.count, pure=True), dask.delayed(_add, pure=True)
+    while not searches[0].is_done:
+        sums = []
+        for search, piece in zip(searches, pieces, strict=True):
+            counts = [count(search, block, source="the Dask array") for block in piece.to_delayed().ravel()]
+            while len(counts) > 1:  # a tree, so that few counts are held at a time
+                counts = [add(counts[i : i + TREE_WIDTH]) for i in range(0, len(counts), TREE_WIDTH)]
+            sums += counts
+        computed = dask.compute(*sums)  # all channels together: each chunk is loaded once
+        searches = [search.narrowed(counts) for search, counts in zip(searches, computed, strict=True)]
+    return tuple(search.values for search in searches)
+
+
+def _add(counts: list[Any]) -> Any:
+    return sum(counts[1:], counts[0])
 
 
 def _require_axes(array: Any, axes: str | None) -> str:

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from unet_deploy.errors import NoSpaceError, ValueRangeError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime.engines import CheckedEngine
 from unet_deploy.runtime.engines.base import Batch
 from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
+from unet_deploy.runtime.engines.symmetries import TileEngine
 from unet_deploy.runtime.layout import Kind, OutputSpec
 from unet_deploy.runtime.normalise import Normaliser, is_finite, to_labels, to_probabilities
 from unet_deploy.runtime.output import count_regions, downsample_region, write_block
@@ -123,7 +123,7 @@ def segment_window(
     window: Pixels,
     block: Block,
     *,
-    engine: CheckedEngine,
+    engine: TileEngine,
     normaliser: Normaliser,
     kinds: Sequence[Kind],
     batch: int,

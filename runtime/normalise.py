@@ -1,11 +1,13 @@
 """From raw pixels to what the network was trained on, and from logits to what is stored.
 
-Constants come from the card or from the caller, never from a tile: the same pixel gets the same value everywhere.
+Constants come from the card, from the caller or from the whole volume, never from a tile: the same pixel gets the same
+value everywhere.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import ConfigurationError, ValueRangeError
+from unet_deploy.percentiles import percentile_range, span_of
 
 Batch = npt.NDArray[np.float32]
 STRIP = 64
@@ -45,8 +48,18 @@ class Normaliser:
         return values
 
 
+def needs_statistics(card: ModelCard, *, input_range: tuple[float, float] | None) -> bool:
+    """Tell whether a volume's percentiles must be measured before it can be normalised."""
+    return card.normalisation.percentiles is not None and input_range is None
+
+
 def choose_normaliser(
-    card: ModelCard, dtype: str, *, input_range: tuple[float, float] | None, source: str
+    card: ModelCard,
+    dtype: str,
+    *,
+    input_range: tuple[float, float] | None,
+    source: str,
+    measured: Sequence[tuple[float, float]] | None = None,
 ) -> Normaliser:
     """Return the normaliser for a volume of `dtype`, or refuse grey values the network was not trained on.
 
@@ -58,28 +71,29 @@ def choose_normaliser(
         The volume's dtype, by name.
     input_range
         Grey values of the volume that correspond to the ends of the card's value range; None if they are the same.
+        For a card with percentiles, what to take in their place in every channel.
     source
         The volume, for the message.
+    measured
+        The grey values at the card's percentiles by channel, where `needs_statistics`.
 
     Raises
     ------
     ValueRangeError
-        If the dtypes differ and no range is given.
+        If the dtypes differ and no range is given. A card with percentiles takes any dtype.
     ConfigurationError
         If the range is empty.
     """
     constants = card.normalisation
     low, high = card.input.value_range
     if input_range is not None:
+        _require_range(*input_range)
+    if constants.percentiles is not None:
+        ranges = measured if input_range is None else (input_range,) * card.network.in_channels
+        assert ranges is not None, "the volume was not measured"
+        return _normalise_ranges(card, ranges)
+    if input_range is not None:
         first, last = input_range
-        is_finite_range = math.isfinite(first) and math.isfinite(last)
-        if not (is_finite_range and first < last):
-            some = f"{min(first, last):g}:{max(first, last) + (first == last):g}" if is_finite_range else "0:4095"
-            raise ConfigurationError(
-                f"input range {first:g}:{last:g} {'is empty' if is_finite_range else 'has no end'}",
-                "the volume's grey values that stand for black and white in training were expected, low first",
-                fix=f"--input-range {some}",
-            )
         gain = (high - low) / (last - first)
         return Normaliser(mean=constants.mean, std=constants.std, gain=gain, offset=low - first * gain)
     trained, came = np.dtype(card.input.dtype), np.dtype(dtype)
@@ -94,6 +108,35 @@ def choose_normaliser(
         "the same number means another grey value, so the result would be wrong without a word",
         fix=f"say which grey values of the volume are black and white: --input-range {example} (12 bit in 16: 0:4095)",
     )
+
+
+def normaliser_of_image(card: ModelCard, image: npt.NDArray[Any]) -> Normaliser:
+    """Return the normaliser of an image (c, y, x) that is a whole volume of its own, as a card's test tensor is."""
+    percentiles = card.normalisation.percentiles
+    if percentiles is None:
+        return Normaliser(mean=card.normalisation.mean, std=card.normalisation.std)
+    return _normalise_ranges(card, [percentile_range(channel, percentiles) for channel in image])
+
+
+def _normalise_ranges(card: ModelCard, ranges: Sequence[tuple[float, float]]) -> Normaliser:
+    """Fold the scaling of each channel into its constants: ((v - low) / span - mean) / std, in one step each."""
+    means = zip(card.normalisation.mean, ranges, strict=True)
+    stds = zip(card.normalisation.std, ranges, strict=True)
+    return Normaliser(
+        mean=tuple(pair[0] + mean * span_of(pair) for mean, pair in means),
+        std=tuple(std * span_of(pair) for std, pair in stds),
+    )
+
+
+def _require_range(first: float, last: float) -> None:
+    is_finite_range = math.isfinite(first) and math.isfinite(last)
+    if not (is_finite_range and first < last):
+        some = f"{min(first, last):g}:{max(first, last) + (first == last):g}" if is_finite_range else "0:4095"
+        raise ConfigurationError(
+            f"input range {first:g}:{last:g} {'is empty' if is_finite_range else 'has no end'}",
+            "the volume's grey values that stand for black and white in training were expected, low first",
+            fix=f"--input-range {some}",
+        )
 
 
 def to_labels(logits: Batch) -> npt.NDArray[np.uint8]:

@@ -1,10 +1,11 @@
-"""Segment a volume: everything between a path and a finished OME-Zarr, in five steps.
+"""Segment a volume: everything between a path and a finished OME-Zarr, in six steps.
 
 1. *open*: artifact, volume, channels, grey values and output place are checked; nothing is written yet.
 2. *plan*: tiles and blocks; disk space is checked against the plan.
-3. *execute*: blocks, through Dask.
-4. *pyramid*: lower resolutions.
-5. *finish*: metadata and provenance, with the status that says whether every block is there.
+3. *statistics*: the volume's percentiles by one pass over it, where the card asks for them.
+4. *execute*: blocks, through Dask.
+5. *pyramid*: lower resolutions.
+6. *finish*: metadata and provenance, with the status that says whether every block is there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import datetime
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ from unet_deploy.runtime.engines import EngineDescription, parse_device
 from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, get_engine
 from unet_deploy.runtime.execute import BlockReport, Job, ProgressCallback, run_blocks, run_pyramid
 from unet_deploy.runtime.layout import KINDS, LABELS_NAME, OutputSpec, require_kinds
+from unet_deploy.runtime.normalise import choose_normaliser
 from unet_deploy.runtime.output import check_output_path, check_space, create_output, finish_output
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, SegmentationPlan
 from unet_deploy.runtime.preparation import Preparation, default_output, prepare
 from unet_deploy.runtime.scheduling import connect
+from unet_deploy.runtime.statistics import VolumeStatistics, measure_volume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,8 @@ class SegmentationResult:
 
     `class_fractions` has the share of each class by name, where labels were made. `seconds` has the wall time by stage
     ("total" among them) and the summed thread time of reading, inference (waiting for the engine included) and
-    writing. `failed` lists the blocks that are holes in the output.
+    writing. `failed` lists the blocks that are holes in the output. `statistics` are the grey values that the volume
+    was scaled by; None where the card asks for none, or `input_range` was given.
     """
 
     output: Path
@@ -50,6 +54,7 @@ class SegmentationResult:
     class_fractions: dict[str, float]
     seconds: dict[str, float]
     failed: tuple[BlockReport, ...]
+    statistics: VolumeStatistics | None = None
 
     @property
     def pixels_per_second(self) -> float:
@@ -73,6 +78,7 @@ def segment(
     tile: tuple[int, int] | None = None,
     batch: int = 1,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    tta: bool = False,
     scheduler: Any | None = None,
     check_free_space: bool = True,
     engine_factory: EngineFactory | None = None,
@@ -88,7 +94,7 @@ def segment(
     volume
         An OME-Zarr image (0.4, 0.5) or Zarr array (v2, v3) of 2 to 5 of the axes t, c, z, y, x.
     model
-        An artifact, or its path; the bundled EM-membrane network if None.
+        An artifact, its path, or the name of a bundled network; the bundled ``membrane`` if None.
     output
         The store to write; `default_output` if None.
     overwrite
@@ -100,7 +106,9 @@ def segment(
     axes, level
         Axis names of a bare array; level of a pyramid.
     input_range
-        Grey values of the volume that mean the ends of the model's value range; needed if the dtypes differ.
+        Grey values of the volume that mean the ends of the model's value range; needed if the dtypes differ. A model
+        that scales each volume by its own percentiles takes any dtype, and these in place of the percentiles: so
+        parts of a volume, or the volumes of a series, get one scale, and nothing needs to be measured.
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:i``. What is named is used, or is an error.
     threads
@@ -111,6 +119,9 @@ def segment(
         Tiles per forward pass.
     memory_bytes
         What the engine may hold for activations when the tile is planned.
+    tta
+        Average the network over the 8 turned and mirrored forms of each tile, as the paper does with 7: 8 times the
+        work, and just as seamless.
     scheduler
         None to run in this process, the address of a Dask scheduler, or a ``distributed.Client``.
     check_free_space
@@ -152,18 +163,23 @@ def segment(
         batch=batch,
         memory_bytes=memory_bytes,
         input_range=input_range,
+        tta=tta,
     )
     target = Path(output) if output is not None else default_output(volume)
     check_output_path(target, volume=Path(ready.volume.info.path), overwrite=overwrite)
     spec = ready.output_spec(target, kinds)
     if check_free_space:
         check_space(spec)
-    request = EngineRequest(artifact=ready.artifact, device=device, threads=threads, factory=engine_factory)
+    request = EngineRequest(artifact=ready.artifact, device=device, threads=threads, factory=engine_factory, tta=tta)
     description = get_engine(request).describe()
     try:
         with connect(scheduler) as client:
-            provenance = _provenance(ready, description, spec, input_range=input_range)
+            checked = time.perf_counter()
+            ready, statistics = _measure(ready, client, progress=progress)
+            measured = time.perf_counter()
+            provenance = _provenance(ready, description, spec, input_range=input_range, statistics=statistics)
             create_output(spec, overwrite=overwrite, provenance=provenance)
+            assert ready.normaliser is not None
             job = Job(
                 plan=ready.plan,
                 volume=ready.volume,
@@ -180,7 +196,8 @@ def segment(
         drop_engine(request)
     seconds = {
         "total": time.perf_counter() - started,
-        "prepare": prepared - started,
+        "prepare": (prepared - started) - (measured - checked),
+        "statistics": measured - checked,
         "blocks": executed - prepared,
         "pyramid": time.perf_counter() - executed,
         "read": sum(r.read_s for r in reports),
@@ -196,9 +213,23 @@ def segment(
         class_fractions=_class_fractions(reports, ready.artifact.card),
         seconds=seconds,
         failed=failed,
+        statistics=statistics,
     )
     _finish(spec, provenance, result)
     return result
+
+
+def _measure(
+    ready: Preparation, client: Any, *, progress: ProgressCallback | None
+) -> tuple[Preparation, VolumeStatistics | None]:
+    """Return the preparation with its normaliser, and what was measured for it."""
+    card, info = ready.artifact.card, ready.volume.info
+    if ready.normaliser is not None:
+        return ready, None
+    assert card.normalisation.percentiles is not None
+    found = measure_volume(ready.volume, ready.channels, card.normalisation.percentiles, client, progress=progress)
+    chosen = choose_normaliser(card, info.dtype, input_range=None, source=info.path, measured=found.ranges)
+    return replace(ready, normaliser=chosen), found
 
 
 def _class_fractions(reports: Sequence[BlockReport], card: ModelCard) -> dict[str, float]:
@@ -215,6 +246,7 @@ def _provenance(
     spec: OutputSpec,
     *,
     input_range: tuple[float, float] | None,
+    statistics: VolumeStatistics | None,
 ) -> dict[str, Any]:
     artifact, info = ready.artifact, ready.volume.info
     return {
@@ -242,7 +274,9 @@ def _provenance(
             "channels": list(ready.channels),
             "input_range": None if input_range is None else list(input_range),
             "write": list(spec.kinds),
+            "tta": ready.plan.tta,
         },
+        "statistics": None if statistics is None else statistics.to_object(),
         "plan": ready.plan.to_object(),
     }
 

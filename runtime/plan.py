@@ -23,6 +23,7 @@ from unet_deploy.card import Network
 from unet_deploy.errors import ConfigurationError
 from unet_deploy.geometry import AxisTile, Geometry, Interval, cover_axis
 from unet_deploy.runtime.cost import (
+    TTA_PASSES,
     count_read,
     count_tiles,
     flops_per_pixel,
@@ -119,6 +120,8 @@ class SegmentationPlan:
     block_shape: tuple[int, int, int]
     """(z, y, x) of a block that does not touch the volume's far border."""
     bytes_per_value: int = 1
+    tta: bool = False
+    """Whether a tile's result is the mean over turned and mirrored inputs."""
 
     @property
     def geometry(self) -> Geometry:
@@ -175,12 +178,17 @@ class SegmentationPlan:
     @property
     def flops(self) -> int:
         """Floating-point operations the network will spend."""
-        return self.n_tiles * tile_flops(self.network, self.tile_y, self.tile_x)
+        return self.passes * self.n_tiles * tile_flops(self.network, self.tile_y, self.tile_x)
+
+    @property
+    def passes(self) -> int:
+        """How often the network runs over each tile."""
+        return TTA_PASSES if self.tta else 1
 
     @property
     def flops_ratio(self) -> float:
-        """`flops` over the least any tiling could spend (an infinitely large tile)."""
-        return self.flops / (flops_per_pixel(self.network) * self.extents.pixels)
+        """`flops` over the least any tiling could spend (an infinitely large tile) with as many passes."""
+        return self.flops / (self.passes * flops_per_pixel(self.network) * self.extents.pixels)
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -214,6 +222,8 @@ class SegmentationPlan:
             "context": self.geometry.context,
             "divisor": self.geometry.divisor,
             "batch": self.batch,
+            "tta": self.tta,
+            "passes": self.passes,
             "tiles": self.n_tiles,
             "blocks": self.n_blocks,
             "block": list(self.block_shape),
@@ -236,6 +246,7 @@ def plan_segmentation(
     tile: tuple[int, int] | None = None,
     batch: int = 1,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    tta: bool = False,
 ) -> SegmentationPlan:
     """Plan a run. The result of the run does not depend on any choice made here; its cost does.
 
@@ -255,6 +266,8 @@ def plan_segmentation(
         Tiles per forward pass.
     memory_bytes
         What the engine may hold for activations when the tile is chosen.
+    tta
+        Whether each tile's result is the mean over turned and mirrored inputs, which costs 8 passes.
 
     Raises
     ------
@@ -290,6 +303,7 @@ def plan_segmentation(
         batch=batch,
         block_shape=block,
         bytes_per_value=bytes_per_value,
+        tta=tta,
     )
 
 

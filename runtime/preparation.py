@@ -13,9 +13,10 @@ from unet_deploy.card import ModelCard
 from unet_deploy.errors import ChannelError
 from unet_deploy.runtime.artifact import Artifact, load_artifact, load_bundled_artifact
 from unet_deploy.runtime.layout import Kind, OutputSpec
-from unet_deploy.runtime.normalise import Normaliser, choose_normaliser
+from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
 from unet_deploy.runtime.output import find_store
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, SegmentationPlan, plan_segmentation
+from unet_deploy.runtime.statistics import bytes_to_measure
 from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
 
 
@@ -44,13 +45,18 @@ def prepare(
     batch: int = 1,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     input_range: tuple[float, float] | None = None,
+    tta: bool = False,
 ) -> Preparation:
     """Open and check everything a run needs, and plan it; nothing is written. Parameters as in `segment`."""
     opened = open_volume(volume, level=level, axes=axes)
     artifact = resolve_model(model)
     card, info = artifact.card, opened.info
     chosen = choose_channels(info, card, channels)
-    normaliser = choose_normaliser(card, info.dtype, input_range=input_range, source=info.path)
+    normaliser = (
+        None
+        if needs_statistics(card, input_range=input_range)
+        else choose_normaliser(card, info.dtype, input_range=input_range, source=info.path)
+    )
     plan = plan_segmentation(
         card.network,
         Extents(t=opened.extent("t"), z=opened.extent("z"), y=opened.extent("y"), x=opened.extent("x")),
@@ -60,19 +66,28 @@ def prepare(
         tile=tile,
         batch=batch,
         memory_bytes=memory_bytes,
+        tta=tta,
     )
     return Preparation(volume=opened, artifact=artifact, channels=chosen, normaliser=normaliser, plan=plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """A run that was checked and planned, but not begun."""
+    """A run that was checked and planned, but not begun.
+
+    `normaliser` is None where the card asks for percentiles of the volume, which are yet to be measured.
+    """
 
     volume: Volume
     artifact: Artifact
     channels: tuple[int, ...]
-    normaliser: Normaliser
+    normaliser: Normaliser | None
     plan: SegmentationPlan
+
+    @property
+    def statistics_bytes(self) -> int:
+        """Raw bytes that will be read to measure the volume's percentiles, before anything is segmented."""
+        return 0 if self.normaliser is not None else bytes_to_measure(self.volume, self.channels)
 
     def output_spec(self, output: Path, kinds: tuple[Kind, ...]) -> OutputSpec:
         """Return what the output store will be."""
@@ -100,7 +115,7 @@ class Preparation:
 
 
 def resolve_model(model: str | Path | Artifact | None) -> Artifact:
-    """Return the artifact given, loaded, or the bundled one."""
+    """Return the artifact given, the one at a path or of a bundled name, or the bundled one of last resort."""
     if isinstance(model, Artifact):
         return model
     return load_bundled_artifact() if model is None else load_artifact(model)

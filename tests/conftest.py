@@ -47,12 +47,15 @@ def _card(
     value_range: tuple[float, float] = (0.0, 255.0),
     mean: float = 0.0,
     std: float = 1.0,
+    percentiles: tuple[float, float] | None = None,
 ) -> ModelCard:
     return replace(
         CARD,
         network=Network(depth=depth, base_width=base_width, in_channels=in_channels, classes=classes),
         input=InputContract(dtype=dtype, value_range=value_range, channels=tuple(f"c{i}" for i in range(in_channels))),
-        normalisation=Normalisation(mean=(mean,) * in_channels, std=(std,) * in_channels, source="made up"),
+        normalisation=Normalisation(
+            mean=(mean,) * in_channels, std=(std,) * in_channels, source="made up", percentiles=percentiles
+        ),
         classes=tuple(ClassInfo(name=f"class {i}", colour=f"#{40 * i:02x}8040") for i in range(classes)),
     )
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pytest
 import zarr
 
 from unet_deploy.card import ClassInfo, InputContract, ModelCard, Network, Normalisation, Training
@@ -145,3 +147,15 @@ def snapshot(folder: Path) -> dict[str, str]:
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         for path in sorted(folder.rglob("*"))
     }
+
+
+@contextmanager
+def no_file_above(n_bytes: int) -> Iterator[None]:
+    """Let this process write no file longer than that: a disk that is full, as far as a small test can have one."""
+    resource: Any = pytest.importorskip("resource", reason="Windows has no limit on the size of a file to set")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))  # Python ignores the signal, so the write fails
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from unet_deploy.card import ModelCard
 from unet_deploy.card_json import dump_card, parse_card
-from unet_deploy.errors import CheckpointError, ModelNotFoundError, OutputExistsError, OutputPathError
+from unet_deploy.errors import CheckpointError, ModelNotFoundError, NoSpaceError, OutputExistsError, OutputPathError
 from unet_deploy.training.network import UNet
 
 CHECKPOINT_KEY = "unet_deploy_checkpoint"
@@ -68,15 +69,35 @@ def save_checkpoint(path: Path, *, model: UNet, card: ModelCard, overwrite: bool
     check_output(path, overwrite=overwrite)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = {CHECKPOINT_KEY: CHECKPOINT_VERSION, "card": dump_card(card), "weights": weights}
+    write_torch_file(path, content)
+
+
+def write_torch_file(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values as a torch file, whole or not at all; what was there stays until then.
+
+    Raises
+    ------
+    NoSpaceError
+        If the disk, the quota or the greatest size of a file is used up.
+    """
     buffer = io.BytesIO()  # torch names the archive after a file, and a temporary name is nobody's business
     torch.save(content, buffer)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # not tempfile's: nobody else could read that
+    temporary = path.with_name(f".{path.name}.part")  # one name, so that what a kill left is replaced
     try:
         with temporary.open("wb") as file:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise NoSpaceError(
+            f"the disk is full: {path.name} needs {buffer.getbuffer().nbytes / 2**20:.1f} MiB",
+            f"it was to be written to {path.parent}; what stood there before is whole",
+            fix="free some space and go on with --resume",
+        ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -101,7 +122,7 @@ def load_checkpoint(path: Path) -> tuple[UNet, ModelCard]:
         If the card cannot be read.
     """
     _require_archive(path)
-    content = _load_plain(path)
+    content = load_plain(path, fix=_FIX)
     card, weights = _split(content, path)
     with torch.device("meta"):  # shapes only: a card that asks for terabytes costs nothing
         model = UNet(
@@ -120,7 +141,7 @@ def _require_archive(path: Path) -> None:
         raise ModelNotFoundError(f"there is no checkpoint file {path}", fix=f"check the path, or {_FIX}")
     with path.open("rb") as file:
         start = file.read(4)
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         if start[:2] == b"PK":
             raise CheckpointError(
                 f"{path} is truncated or damaged: it starts as a torch file, but its end is missing",
@@ -129,8 +150,11 @@ def _require_archive(path: Path) -> None:
             )
         what = "a bare pickle or an old torch file" if start[:1] == b"\x80" else f"a file that starts with {start!r}"
         raise CheckpointError(f"{path} is {what}, a checkpoint of `unet-deploy train` was expected", fix=_FIX)
-    with zipfile.ZipFile(path) as archive:
-        names = {name.partition("/")[2] for name in archive.namelist()}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except Exception as error:  # as in load_plain
+        raise _damage_error(path, error) from error
     if "models/model.json" in names or "serialized_exported_program.json" in names:
         what = "an exported program (torch.export, .pt2)"
     elif "constants.pkl" in names or any(name.startswith("code/") for name in names):
@@ -142,19 +166,46 @@ def _require_archive(path: Path) -> None:
     raise CheckpointError(f"{path} is {what}; a checkpoint of `unet-deploy train` was expected", fix=_FIX)
 
 
-def _load_plain(path: Path) -> Any:
+def _is_zip(path: Path) -> bool:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of some damaged ones it says so itself
+        return True
+
+
+def load_plain(path: Path, *, fix: str) -> Any:
+    """Read a torch file of tensors and plain values; anything else in it is refused, never run.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, by the checksums in it too, or holds pickled objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Torch reads past a wrong checksum, and takes an entry marked as a folder for one full of zeros.
+            wrong = archive.testzip() or next((i.filename for i in archive.infolist() if i.external_attr & 0x10), None)
+        content = None if wrong else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds pickled objects; loading them could run code, so it is refused",
             "a whole module saved with torch.save(model) is such a file; a checkpoint holds tensors and text only",
-            fix=f"{_FIX}, or save model.state_dict() where the file was made",
+            fix=f"{fix}, or save model.state_dict() where the file was made",
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
+    except Exception as error:  # damaged bytes make zipfile and torch raise nearly anything
+        raise _damage_error(path, error) from error
+    if wrong:
         raise CheckpointError(
-            f"{path} is damaged: torch cannot read it", str(error).splitlines()[0], fix="copy the file again"
-        ) from error
+            f"{path} is damaged: {wrong} in it is not as it was written", fix="copy the file again, or train again"
+        )
+    return content
+
+
+def _damage_error(path: Path, error: Exception) -> CheckpointError:
+    reason = next(iter(str(error).splitlines()), "no reason given")
+    return CheckpointError(
+        f"{path} is damaged: torch cannot read it", f"{type(error).__name__}: {reason}", fix="copy the file again"
+    )
 
 
 def _split(content: Any, path: Path) -> tuple[ModelCard, dict[str, Tensor]]:

@@ -1,12 +1,14 @@
 """The training loop; reading order is running order.
 
-1. Normalise the images with the training images' constants; put them on the device once.
-2. Each step: draw one large tile, forward, class-weighted pixel-wise softmax cross-entropy, backward, Adam.
+1. Normalise the images and compute each annotation's weight map once; put both on the device.
+2. Each step: draw one large tile, forward, weighted pixel-wise softmax cross-entropy, backward, one step of the
+   optimiser. A batch of one large tile with momentum 0.99 is the paper's: many past tiles determine each update
+   (section 3).
 3. The rate is a pure function of the step: linear warm-up, then half a cosine down to its end.
 4. Now and then, and at the end, segment every validation image in one pass over the whole mirrored image, the exact
-   result the runtime's tiles reproduce; keep the weights with the lowest pixel disagreement.
+   result the runtime's tiles reproduce; keep the weights that score best; write down all a resumed run needs.
 
-Given seed, threads and machine, a run on the CPU repeats exactly.
+Given seed, threads and machine, a run on the CPU repeats exactly, broken and resumed or not.
 """
 
 from __future__ import annotations
@@ -18,24 +20,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 import unet_deploy
 from unet_deploy.card import ClassInfo, InputContract, ModelCard, Network, Normalisation, Training
-from unet_deploy.errors import ConfigurationError
-from unet_deploy.geometry import Geometry
+from unet_deploy.errors import ConfigurationError, UsageError
 from unet_deploy.training.augment import draw_patch
 from unet_deploy.training.config import About, TrainingConfig, check_config
-from unet_deploy.training.data import TrainingData
+from unet_deploy.training.data import AnnotatedImage, TrainingData
+from unet_deploy.training.device import open_device, precision
+from unet_deploy.training.loss import weighted_cross_entropy
 from unet_deploy.training.network import UNet
-from unet_deploy.training.validation import Validation, to_tensor, validate
+from unet_deploy.training.state import Best, History, RunIdentity, TrainingState, load_state, save_state
+from unet_deploy.training.validation import Validation, default_metric, to_tensor, validate
+from unet_deploy.training.weight_map import class_weights, weight_map
 
 PALETTE = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff")
 """Class colours by index: black, then Okabe and Ito's colours for all kinds of colour vision, then white."""
+MAX_IMAGES_SCORED = 8
+"""The card lists the scores of each validation image up to this many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +65,7 @@ class TrainingResult:
     model: UNet
     card: ModelCard
     best: Validation
+    history: History
     steps: int
     seconds: float
 
@@ -81,8 +89,11 @@ def train_unet(
     config: TrainingConfig,
     *,
     about: About,
+    state_path: Path | None = None,
+    resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_best: Callable[[UNet, ModelCard], None] = lambda _model, _card: None,
+    on_validation: Callable[[UNet, History], None] = lambda _model, _history: None,
 ) -> TrainingResult:
     """Train the paper's network and return the best one by validation.
 
@@ -94,106 +105,155 @@ def train_unet(
         Every number of the recipe.
     about
         What goes into the card as the user says it.
+    state_path
+        Where all that a resumed run needs is written at each validation; None writes nothing.
+    resume
+        Whether to go on from `state_path`, which then must be given. On the CPU the losses are those of the unbroken
+        run, to the last digit.
     on_progress
         Called after every step.
     on_best
         Called with the model and its card whenever a validation is the best so far, so that a run that is
         killed leaves something. The model is the one in training: save it or copy it, do not keep it.
+    on_validation
+        Called after every validation with the model in training and the history so far; for a report.
 
     Raises
     ------
     ConfigurationError
         With every setting that cannot be, or if the loss stops being a number: the rate is too high.
+    UsageError
+        If a run is to be resumed and there is no `state_path`.
+    CheckpointError
+        If `state_path` cannot be read, or is of another run: other settings or data, which are named.
+    NoSpaceError
+        If the disk is full; the state written last is whole.
+    DeviceError
+        If the device asked for is not there.
     """
     check_config(config, data)
-    geometry = Geometry(config.depth)
-    started = time.monotonic()
+    device = open_device(config.device)
+    metric = config.best_by or default_metric(data)
+    identity = RunIdentity.of(data, config, device)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    gpus = [device] if device.type == "cuda" else []
 
-    with _threads(config.threads), torch.random.fork_rng(devices=[]):  # both are given back as they were
+    with _threads(config.threads), torch.random.fork_rng(devices=gpus):  # both are given back as they were
         torch.manual_seed(config.seed)
-        model = UNet(
+        model: UNet = UNet(
             depth=config.depth, base_width=config.base_width, classes=len(data.classes), dropout=config.dropout
-        )
-        optimiser = torch.optim.Adam(model.parameters())
+        ).to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        optimiser = make_optimiser(model, config)
         generator = torch.Generator().manual_seed(config.seed)  # images and patches
-        images = [to_tensor(a.image, data) for a in data.training]  # each (1, y, x)
-        labels = [torch.from_numpy(a.label) for a in data.training]  # each (y, x)
-        weights = class_weights(data.class_pixels, config.class_balance)  # (classes,)
+        weights = class_weights(data.class_pixels, config.class_balance)  # w_c of each class
+        images = [to_tensor(a, data).to(device) for a in data.training]  # each (1, y, x)
+        truths = [truth_tensor(a, weights, config).to(device) for a in data.training]  # each (2, y, x)
 
-        best: tuple[Validation, ModelCard, dict[str, Tensor]] | None = None
-        step = 0
-        while True:
+        best: Best | None = None
+        history = History()
+        step, elapsed_before = 0, 0.0
+        if resume:
+            state = load_state(_require_path(state_path), identity)
+            state.restore(model, optimiser, generator)
+            step, elapsed_before, history, best = state.step, state.seconds, state.history, state.best
+        started = time.monotonic() - elapsed_before
+        is_over = step >= config.steps
+        while not is_over:
             rate = learning_rate(step, config)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            set_rate(optimiser, rate)
             pick = int(torch.randint(len(images), (), generator=generator))
-            tile, target = draw_patch(
+            tile, target, weight = draw_patch(
                 images[pick],
-                labels[pick],
+                truths[pick],
                 tile_side=config.tile_side,
-                geometry=geometry,
+                geometry=model.geometry,
                 config=config.augmentation,
                 generator=generator,
-            )  # (1, 1, tile, tile), (1, out, out)
+            )  # (1, 1, tile, tile), (1, out, out), (1, out, out)
 
             model.train()
-            logits = model(tile)  # (1, classes, out, out)
-            loss = functional.cross_entropy(logits, target, weight=weights)
+            with precision(device, is_mixed=config.mixed_precision):
+                logits = model(tile.contiguous(memory_format=layout))  # (1, classes, out, out)
+            loss = weighted_cross_entropy(logits, target, weight)
             if not math.isfinite(loss.item()):
                 raise _divergence_error(step, config)
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_norm_limit)
+            limit_gradient(model, config.gradient_norm_limit)
             optimiser.step()
             step += 1
+            history.losses.append(loss.item())
 
             elapsed = time.monotonic() - started
             is_over = step == config.steps or (config.max_seconds is not None and elapsed >= config.max_seconds)
             validation = None
             if is_over or step % config.validation_every_steps == 0:
+                _require_finite(model, step, config)
                 validation = validate(model, data, step=step)
+                history.validations.append(validation)
                 elapsed = time.monotonic() - started
-                if best is None or validation.disagreement < best[0].disagreement:
-                    card = fill_card(data, config, about=about, validation=validation, seconds=elapsed)
-                    best = validation, card, copy.deepcopy(model.state_dict())
-                    on_best(model, card)
-            eta = elapsed / step * (config.steps - step)
-            if config.max_seconds is not None:
-                eta = min(eta, config.max_seconds - elapsed)
-            on_progress(
-                Progress(
-                    step=step,
-                    steps=config.steps,
-                    loss=loss.item(),
-                    learning_rate=rate,
-                    elapsed_s=elapsed,
-                    eta_s=0.0 if is_over else max(eta, 0.0),
-                    validation=validation,
-                )
-            )
-            if is_over:
-                break
+                if validation.is_better(None if best is None else best.validation, metric):
+                    best = Best(validation=validation, seconds=elapsed, weights=copy.deepcopy(model.state_dict()))
+                    on_best(model, fill_card(data, config, about=about, validation=validation, seconds=elapsed))
+                if state_path is not None:
+                    now = TrainingState.of(model, optimiser, generator, history=history, best=best, seconds=elapsed)
+                    save_state(state_path, now, identity)
+                on_validation(model, history)
+            on_progress(_progress(step, config, loss.item(), rate, elapsed, is_over=is_over, validation=validation))
 
     assert best is not None
-    model.load_state_dict(best[2])
+    model.load_state_dict(best.weights)
     model.eval()
-    return TrainingResult(model=model, card=best[1], best=best[0], steps=step, seconds=elapsed)
+    return TrainingResult(
+        model=model,
+        card=fill_card(data, config, about=about, validation=best.validation, seconds=best.seconds),
+        best=best.validation,
+        history=history,
+        steps=step,
+        seconds=time.monotonic() - started,
+    )
 
 
-def class_weights(class_pixels: tuple[int, ...], balance: float) -> Tensor:
-    """Return each class's weight, frequency ** -balance, scaled so that the mean over pixels is 1."""
-    frequency = torch.tensor(class_pixels, dtype=torch.float64) / sum(class_pixels)
-    weights = frequency**-balance
-    return (weights / (weights * frequency).sum()).float()
+def make_optimiser(model: UNet, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return the optimiser; its rate is set before each step."""
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=config.momentum)
+    return torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def limit_gradient(model: UNet, longest: float | None) -> None:
+    """Shorten the gradient to this length if it is longer; None leaves it alone."""
+    if longest is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), longest)
+
+
+def truth_tensor(annotated: AnnotatedImage, class_weights: tuple[float, ...], config: TrainingConfig) -> Tensor:
+    """Return class indices and the loss's weights of an annotation, float32, (2, y, x)."""
+    weights = weight_map(
+        annotated.label,
+        annotated.cells,
+        class_weights=class_weights,
+        border_weight=config.border_weight,
+        border_sigma_px=config.border_sigma_px,
+        ignored=annotated.ignored,
+    )
+    return torch.from_numpy(np.stack([annotated.label.astype(np.float32), weights]))
 
 
 def fill_card(
     data: TrainingData, config: TrainingConfig, *, about: About, validation: Validation, seconds: float
 ) -> ModelCard:
     """Return the card of the weights that `validation` scores."""
-    scores = {"pixel_disagreement": validation.disagreement, "foreground_dice": validation.dice}
-    for one in validation.scores:
-        scores |= {f"pixel_disagreement {one.stem}": one.disagreement, f"foreground_dice {one.stem}": one.dice}
+    scores = {str(metric): value for metric, value in validation.values.items()}
+    if len(validation.scores) <= MAX_IMAGES_SCORED:
+        for one in validation.scores:
+            scores |= {f"{metric} {one.stem}": value for metric, value in one.values.items()}
     return ModelCard(
         name=about.name,
         description=about.description,
@@ -205,7 +265,10 @@ def fill_card(
             pixel_size_nm=about.pixel_size_nm,
         ),
         normalisation=Normalisation(
-            mean=(data.mean,), std=(data.std,), source=f"all pixels of the {len(data.training)} training images"
+            mean=(data.mean,),
+            std=(data.std,),
+            source=f"all pixels of the {len(data.training)} training images",
+            percentiles=data.percentiles,
         ),
         classes=tuple(
             ClassInfo(name=name, colour=PALETTE[index % len(PALETTE)]) for index, name in enumerate(data.classes)
@@ -232,6 +295,30 @@ def fill_card(
     )
 
 
+def _progress(
+    step: int,
+    config: TrainingConfig,
+    loss: float,
+    rate: float,
+    elapsed: float,
+    *,
+    is_over: bool,
+    validation: Validation | None,
+) -> Progress:
+    eta = elapsed / step * (config.steps - step)
+    if config.max_seconds is not None:
+        eta = min(eta, config.max_seconds - elapsed)
+    return Progress(
+        step=step,
+        steps=config.steps,
+        loss=loss,
+        learning_rate=rate,
+        elapsed_s=elapsed,
+        eta_s=0.0 if is_over else max(eta, 0.0),
+        validation=validation,
+    )
+
+
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -240,6 +327,21 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _require_path(state_path: Path | None) -> Path:
+    if state_path is None:
+        raise UsageError(
+            "resume=True came without a state_path: there is nothing to go on from",
+            fix="give the state_path of the broken run, or leave resume out",
+        )
+    return state_path
+
+
+def _require_finite(model: UNet, step: int, config: TrainingConfig) -> None:
+    """Refuse weights that a last step made infinite, before they can become the best."""
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        raise _divergence_error(step, config)
 
 
 def _divergence_error(step: int, config: TrainingConfig) -> ConfigurationError:

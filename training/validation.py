@@ -1,83 +1,164 @@
 """Scores on the images left out of training, through the runtime's own geometry.
 
-1. Mirror the whole image into one legal window in phase with the volume (`Geometry.whole_window`).
-2. One forward pass gives what any tiling gives; the class of a pixel is the greatest logit's.
-3. Compare with the label: share of pixels that differ, and Dice of the foreground.
+1. Cover the mirrored image with tiles in phase with it (`geometry.cover_axis`), one for all but large images.
+2. So the logits are what any other tiling gives; the class of a pixel is the greatest logit's.
+3. Compare with the annotation, ignored pixels left out: pixels, foreground; the Rand error of the cells that a class
+   surrounds (membranes); SEG of the foreground's connected components against annotated objects.
+
+The metrics are those of `unet-deploy evaluate`. Which of them picks the best network follows from the labels
+(`default_metric`), unless the user says.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unet_deploy.geometry import mirror_index
-from unet_deploy.training.data import AnnotatedImage, TrainingData
+from unet_deploy.geometry import Interval, cover_axis, mirror_index
+from unet_deploy.metrics import Frame, RandCounter, SegCounter
+from unet_deploy.training.config import Metric
+from unet_deploy.training.data import AnnotatedImage, TrainingData, normalise
 from unet_deploy.training.network import UNet
+
+LARGEST_CORE = 1024
+"""Larger validation images are segmented in tiles that keep this many pixels a side, so that memory has a bound."""
+HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"foreground_dice", "seg"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Agreement of one segmentation with its label: share of wrong pixels, and Dice of all classes but the first."""
+    """Scores of one image by metric."""
 
     stem: str
-    disagreement: float
-    dice: float
+    values: dict[Metric, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """Scores after `step` steps, by image; the properties are over all images, which have equal weight."""
+    """Scores after `step` steps: over all validation images together (`values`), and of each.
+
+    Pixel disagreement and Dice over all are means of the images; the Rand error and SEG are pooled, as their
+    definitions say.
+    """
 
     step: int
+    values: dict[Metric, float]
     scores: tuple[Score, ...]
 
-    @property
-    def disagreement(self) -> float:
-        """Mean share of pixels whose class differs from the label's."""
-        return math.fsum(s.disagreement for s in self.scores) / len(self.scores)
-
-    @property
-    def dice(self) -> float:
-        """Mean foreground Dice."""
-        return math.fsum(s.dice for s in self.scores) / len(self.scores)
+    def is_better(self, other: Validation | None, metric: Metric) -> bool:
+        """Tell whether this is strictly better than `other` by `metric`; anything is better than nothing."""
+        if other is None:
+            return True
+        if metric in HIGHER_IS_BETTER:
+            return self.values[metric] > other.values[metric]
+        return self.values[metric] < other.values[metric]
 
 
-def to_tensor(image: npt.NDArray[Any], data: TrainingData) -> Tensor:
-    """Return the image (y, x) normalised, float32, (1, y, x)."""
-    return torch.from_numpy(((image.astype(np.float32) - data.mean) / data.std).astype(np.float32))[None]
+def default_metric(data: TrainingData) -> Metric:
+    """Return what matters for these labels: SEG for objects, the Rand error for cells told apart, else pixels."""
+    if all(a.instances is not None for a in data.validation):
+        return "seg"
+    return "pixel_disagreement" if data.cell_class is None else "rand_error"
+
+
+def to_tensor(annotated: AnnotatedImage, data: TrainingData) -> Tensor:
+    """Return the image normalised, float32, (1, y, x)."""
+    return torch.from_numpy(normalise(annotated, mean=data.mean, std=data.std))[None]
 
 
 def validate(model: UNet, data: TrainingData, *, step: int) -> Validation:
     """Score the model on every validation image."""
-    scores = tuple(score(a.stem, predict_whole(model, a.image, data).argmax(0), a) for a in data.validation)
-    return Validation(step=step, scores=scores)
+    return score_all([(a, predict_whole(model, a, data)) for a in data.validation], data, step=step)
 
 
-def predict_whole(model: UNet, image: npt.NDArray[Any], data: TrainingData) -> npt.NDArray[np.float32]:
-    """Return logits (classes, y, x) of a raw image (y, x) in one pass over the whole mirrored image."""
-    height, width = image.shape
+def predict_whole(
+    model: UNet, annotated: AnnotatedImage, data: TrainingData, *, largest_core: int = LARGEST_CORE
+) -> npt.NDArray[np.float32]:
+    """Return logits, float32, (classes, y, x), of a whole mirrored image, tile by tile where it is large."""
+    image, geometry = to_tensor(annotated, data), model.geometry
+    device = next(model.parameters()).device
     rows, columns = (
-        [mirror_index(i, side) for i in range(window.start, window.stop)]
-        for side in image.shape
-        for window in [model.geometry.whole_window(side)]
+        cover_axis(geometry, Interval(0, side), geometry.tile_side(min(geometry.round_up(side), largest_core)))
+        for side in annotated.image.shape
     )
-    tile = to_tensor(image[np.ix_(rows, columns)], data)[None]  # (1, 1, y + halo, x + halo)
+    result = np.empty((model.head.out_channels, *annotated.image.shape), np.float32)
     model.eval()
-    with torch.no_grad():
-        logits = model(tile)[0, :, :height, :width]  # the surplus and the rounding up are dropped
-    result: npt.NDArray[np.float32] = logits.numpy()
+    for row in rows:
+        for column in columns:
+            y, x = (
+                torch.tensor([mirror_index(i, side) for i in range(tile.read.start, tile.read.stop)])
+                for tile, side in zip((row, column), annotated.image.shape, strict=True)
+            )
+            with torch.no_grad():
+                logits = model(image[None, :, y[:, None], x].to(device))  # (1, classes, y, x) of the tile's output
+            kept = logits[0, :, row.crop.start : row.crop.stop, column.crop.start : column.crop.stop]
+            result[:, row.keep.start : row.keep.stop, column.keep.start : column.keep.stop] = kept.float().cpu()
     return result
 
 
-def score(stem: str, predicted: npt.NDArray[Any], annotated: AnnotatedImage) -> Score:
-    """Compare class indices (y, x) with the label. Dice is 1 where neither has foreground."""
-    foreground, expected = predicted >= 1, annotated.label >= 1
-    total = int(foreground.sum()) + int(expected.sum())
-    dice = 2 * int((foreground & expected).sum()) / total if total else 1.0
-    return Score(stem=stem, disagreement=float(np.mean(predicted != annotated.label)), dice=dice)
+def score_all(
+    predictions: Sequence[tuple[AnnotatedImage, npt.NDArray[np.float32]]], data: TrainingData, *, step: int = 0
+) -> Validation:
+    """Compare logits (classes, y, x) with the annotation of each image."""
+    seg, rand = SegCounter(), RandCounter()
+    scores: list[Score] = []
+    for index, (annotated, logits) in enumerate(predictions):
+        predicted = np.asarray(logits.argmax(0), np.uint8)
+        values = pixel_scores(predicted, annotated)
+        if annotated.instances is not None:
+            one = SegCounter()
+            for counter, frame in ((one, Frame(0)), (seg, Frame(index))):
+                counter.add(frame, annotated.instances, components(predicted >= 1))
+            score = one.scores().seg
+            if score is not None:  # an image without objects has none
+                values["seg"] = score
+        elif data.cell_class is not None:
+            alone = RandCounter()
+            inside = probability(logits, data.cell_class)
+            truth = (annotated.label == data.cell_class).astype(np.uint8)
+            if annotated.ignored is not None:
+                truth[annotated.ignored] = 0  # the metric counts pixels of true cells alone
+            alone.add(truth, inside)
+            rand.add(truth, inside)
+            values["rand_error"] = alone.scores().error
+        scores.append(Score(stem=annotated.stem, values=values))
+    means: dict[Metric, float] = {
+        metric: math.fsum(s.values[metric] for s in scores) / len(scores)
+        for metric in ("pixel_disagreement", "foreground_dice")
+    }
+    if all(annotated.instances is not None for annotated, _ in predictions):
+        means["seg"] = seg.scores().seg or 0.0
+    if all("rand_error" in s.values for s in scores):
+        means["rand_error"] = rand.scores().error
+    return Validation(step=step, values=means, scores=tuple(scores))
+
+
+def pixel_scores(predicted: npt.NDArray[np.uint8], annotated: AnnotatedImage) -> dict[Metric, float]:
+    """Compare class indices (y, x) with the label where it is not ignored. Dice is 1 where neither has foreground."""
+    here = np.ones(predicted.shape, np.bool_) if annotated.ignored is None else ~annotated.ignored
+    came, expected = predicted[here], annotated.label[here]
+    total = int((came >= 1).sum()) + int((expected >= 1).sum())
+    both = int(((came >= 1) & (expected >= 1)).sum())
+    return {
+        "pixel_disagreement": float(np.mean(came != expected)) if came.size else 0.0,
+        "foreground_dice": 2 * both / total if total else 1.0,
+    }
+
+
+def probability(logits: npt.NDArray[np.float32], index: int) -> npt.NDArray[np.float32]:
+    """Return the soft-max of one class, (y, x)."""
+    powers = np.exp(logits - logits.max(axis=0))
+    return np.asarray(powers[index] / powers.sum(axis=0), np.float32)
+
+
+def components(foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Number the parts of the foreground that hang together by edges: int32, (y, x), 0 outside."""
+    from skimage.measure import label
+
+    return np.asarray(label(foreground, connectivity=1), np.int32)

@@ -51,11 +51,17 @@ class InputContract:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalisation:
-    """(value - mean) / std by channel, with constants fixed at training; `source` says what they were taken from."""
+    """(value - mean) / std by channel, with constants fixed at training; `source` says what they were taken from.
+
+    With `percentiles`, two of 0..100, each channel of an image is first scaled by the grey values they stand for in
+    its whole volume, value → (value - low) / (high - low) (`unet_deploy.percentiles`); the constants are then those
+    of training images scaled in the same way.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
+    percentiles: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,6 +84,7 @@ def card_to_object(card: ModelCard) -> JsonObject:
             "mean": list(card.normalisation.mean),
             "std": list(card.normalisation.std),
             "source": card.normalisation.source,
+            **_percentiles_or_nothing(card.normalisation),
         },
         "classes": [{"name": c.name, "colour": c.colour} for c in card.classes],
         "training": {
@@ -190,6 +191,7 @@ def _read_card(reader: Reader) -> ModelCard | None:
     mean = norm.take_numbers("mean", length=channels)
     std = norm.take_numbers("std", positive=True, length=channels)
     norm_source = norm.take_text("source")
+    percentiles = _take_percentiles(norm)
     norm.finish()
 
     class_list = reader.take(
@@ -217,7 +219,7 @@ def _read_card(reader: Reader) -> ModelCard | None:
         input=InputContract(
             dtype=dtype, value_range=value_range, channels=tuple(channel_names), pixel_size_nm=pixel_size
         ),
-        normalisation=Normalisation(mean=mean, std=std, source=norm_source),
+        normalisation=Normalisation(mean=mean, std=std, source=norm_source, percentiles=percentiles),
         classes=tuple(infos),
         training=training,
         histogram=histogram,
@@ -226,6 +228,18 @@ def _read_card(reader: Reader) -> ModelCard | None:
         graph_sha256=graph,
         test_tensor=tensor,
     )
+
+
+def _take_percentiles(norm: Reader) -> tuple[float, float] | None:
+    """Take the percentiles; a card without the key, as all were before it existed, has none."""
+    if "percentiles" not in norm.left:
+        return None
+    pair = norm.take(
+        "percentiles",
+        "two numbers, 0 <= low < high <= 100,",
+        lambda v: isinstance(v, list) and len(v) == 2 and all(map(is_number, v)) and 0 <= v[0] < v[1] <= 100,
+    )
+    return None if pair is None else (pair[0], pair[1])
 
 
 def _read_training(item: Reader) -> Training:
@@ -320,6 +334,11 @@ def _decode(parent: Reader, key: str) -> npt.NDArray[Any] | None:
         item.note("zlib_base64", f"{nbytes} bytes were expected, {len(raw)} came")
         return None
     return np.frombuffer(raw, np.dtype(dtype).newbyteorder("<")).astype(dtype).reshape(shape)
+
+
+def _percentiles_or_nothing(normalisation: Normalisation) -> JsonObject:
+    # Only where there are some: the text of every card written before stays what it was.
+    return {} if normalisation.percentiles is None else {"percentiles": list(normalisation.percentiles)}
 
 
 def _list_or_none(values: tuple[float, ...] | None) -> list[float] | None:

@@ -36,7 +36,8 @@
     │   ├── MissingDependencyError   missing-dependency    (ModuleNotFoundError)
     │   ├── DeviceError              device
     │   └── SchedulerError           scheduler             (ConnectionError)
-    └── PartialResultError           partial-result      exit 6
+    ├── PartialResultError           partial-result      exit 6
+    └── InterruptedRunError          interrupted         exit 130
 
 An exception that is none of these is our bug: the command line exits 70 and says how to report it.
 """
@@ -310,3 +311,10 @@ class PartialResultError(UnetDeployError):
 
     code = "partial-result"
     exit_code = 6
+
+
+class InterruptedRunError(UnetDeployError):
+    """The user broke off a run that can be continued; the message says how."""
+
+    code = "interrupted"
+    exit_code = 130

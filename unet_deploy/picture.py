@@ -1,7 +1,8 @@
 """Pictures without an imaging library: grey and colour arrays to PNG, labels over an image, panels side by side.
 
-A PNG is its signature and three chunks: IHDR (size, 8 bits, grey or RGB), IDAT (rows, each after a filter byte 0,
-deflated) and IEND; each chunk is length, name, data, CRC-32 (PNG specification, sections 5 and 11).
+A PNG is its signature and three chunks: IHDR (size, 8 bits, grey, RGB or indexed), IDAT (rows, each after a filter byte
+0, deflated) and IEND; each chunk is length, name, data, CRC-32 (PNG specification, sections 5 and 11). An indexed
+picture has its colours in one more chunk, PLTE, before IDAT.
 """
 
 from __future__ import annotations
@@ -48,23 +49,51 @@ def write_png(path: str | os.PathLike[str], image: npt.NDArray[Any]) -> Path:
     ConfigurationError
         If the array is not such a picture.
     """
-    _require_picture(image, what="picture to write")
-    height, width = image.shape[:2]
-    colour_type = 0 if image.ndim == 2 else 2
-    rows = np.ascontiguousarray(image).reshape(height, -1)
-    data = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # filter 0 before each row
+    data = encode_png(image)
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(_SIGNATURE)
-            file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)))
-            file.write(_chunk(b"IDAT", zlib.compress(data.tobytes(), 6)))
-            file.write(_chunk(b"IEND", b""))
+        partial.write_bytes(data)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def encode_png(image: npt.NDArray[Any], *, palette: npt.NDArray[np.uint8] | None = None) -> bytes:
+    """Return an 8-bit picture as the bytes of a PNG file.
+
+    Parameters
+    ----------
+    image
+        uint8, (y, x) grey or (y, x, 3) red, green, blue; with a palette, (y, x) indices into it.
+    palette
+        uint8, (colours, 3), at most 256. A picture of few colours is a third as large that way.
+
+    Returns
+    -------
+    bytes
+        The file.
+
+    Raises
+    ------
+    ConfigurationError
+        If the array is not such a picture, or the palette is not of that shape or lacks a colour of the picture.
+    """
+    _require_picture(image, what="picture to write", grey_only=palette is not None)
+    if palette is not None:
+        _require_palette(palette, colours=int(image.max()) + 1)
+    height, width = image.shape[:2]
+    colour_type = 3 if palette is not None else 0 if image.ndim == 2 else 2
+    rows = np.ascontiguousarray(image).reshape(height, -1)
+    data = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # filter 0 before each row
+    chunks = [
+        _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)),
+        b"" if palette is None else _chunk(b"PLTE", palette.tobytes()),
+        _chunk(b"IDAT", zlib.compress(data.tobytes(), 6)),
+        _chunk(b"IEND", b""),
+    ]
+    return _SIGNATURE + b"".join(chunks)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
@@ -139,16 +168,20 @@ def overlay(
     if not 0 <= opacity <= 1:
         raise ConfigurationError(f"opacity {opacity} is not in 0..1", "0 is clear, 1 is solid", fix="opacity=0.45")
     classes = labels.astype(np.intp)
-    strength = np.where(_is_border(classes), 1.0, opacity) * (classes > 0)
+    strength = np.where(borders(classes), 1.0, opacity) * (classes > 0)
     grey = np.repeat(image[..., None].astype(np.float64), 3, axis=2)
     mixed = grey + strength[..., None] * (palette[classes] - grey)
     return np.rint(mixed).astype(np.uint8)
 
 
-def _is_border(classes: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Tell which pixels have a neighbour above, below, left or right of another class."""
-    border = np.zeros(classes.shape, np.bool_)
-    down, across = classes[1:] != classes[:-1], classes[:, 1:] != classes[:, :-1]
+def borders(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Tell which pixels of (y, x) labels have a neighbour above, below, left or right with another label.
+
+    >>> borders(np.array([[1, 1, 1, 2, 2]])).tolist()
+    [[False, False, True, True, False]]
+    """
+    border = np.zeros(labels.shape, np.bool_)
+    down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     border[1:] |= down
     border[:-1] |= down
     border[:, 1:] |= across
@@ -217,6 +250,16 @@ def _require_picture(image: npt.NDArray[Any], *, what: str, grey_only: bool = Fa
         f"{what} has shape {image.shape} and dtype {image.dtype}, not {expected}",
         "a picture has at least one pixel and 8 bits a channel",
         fix="unet_deploy.picture.to_display(plane) makes a grey picture of any numeric plane",
+    )
+
+
+def _require_palette(palette: npt.NDArray[Any], *, colours: int) -> None:
+    if palette.dtype == np.uint8 and palette.ndim == 2 and palette.shape[1] == 3 and colours <= len(palette) <= 256:
+        return
+    raise ConfigurationError(
+        f"palette has shape {palette.shape} and dtype {palette.dtype}, not uint8 ({colours}..256, 3)",
+        f"the picture's greatest index is {colours - 1}; each index needs red, green, blue",
+        fix="give each index of the picture a colour",
     )
 
 

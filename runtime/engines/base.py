@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import TestTensorError
-from unet_deploy.runtime.normalise import Normaliser
+from unet_deploy.runtime.normalise import normaliser_of_image
 from unet_deploy.runtime.tolerances import TOLERANCES
 
 Batch = npt.NDArray[np.float32]
@@ -147,10 +147,8 @@ class CheckedEngine:
         tensor = self._card.test_tensor
         if tensor is None:  # a card without a file: only engines made by tests have one
             return
-        constants = self._card.normalisation
-        normalise = Normaliser(mean=constants.mean, std=constants.std)
         description = self.describe()
-        batch = np.stack([normalise(image) for image in tensor.image])
+        batch = np.stack([normaliser_of_image(self._card, image)(image) for image in tensor.image])
         try:
             logits = self._engine.infer(batch)
             self.test_difference = float(np.abs(logits - tensor.logits).max())

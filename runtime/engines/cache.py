@@ -9,6 +9,7 @@ from typing import Any
 
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines import CheckedEngine, Engine, open_engine
+from unet_deploy.runtime.engines.symmetries import SymmetricEngine, TileEngine
 
 EngineFactory = Callable[[Artifact], Engine]
 MAX_ENGINES = 2
@@ -16,12 +17,16 @@ MAX_ENGINES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
-    """Which engine a worker is to open. A `factory` of the caller's own takes the place of `device`."""
+    """Which engine a worker is to open. A `factory` of the caller's own takes the place of `device`.
+
+    With `tta` its result is the mean over turned and mirrored inputs; the engine that is kept open is the same.
+    """
 
     artifact: Artifact
     device: str = "auto"
     threads: int = 0
     factory: EngineFactory | None = None
+    tta: bool = False
 
 
 @dataclass(slots=True)
@@ -50,9 +55,10 @@ class _EngineCache:
 _CACHE = _EngineCache()
 
 
-def get_engine(request: EngineRequest) -> CheckedEngine:
+def get_engine(request: EngineRequest) -> TileEngine:
     """Return this process's engine for the request, opening it and replaying the test tensor the first time."""
-    return _CACHE.get(request)
+    engine = _CACHE.get(request)
+    return SymmetricEngine(engine) if request.tta else engine
 
 
 def drop_engine(request: EngineRequest) -> None:

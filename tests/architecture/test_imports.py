@@ -31,12 +31,18 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
     # package: (modules that may import it, why there)
     "numpy": (("*",), "arrays are everywhere; errors and geometry are held to integers by a test of their own"),
     "torch": (("unet_deploy.training*", "unet_deploy.exporters*"), "a machine that segments has no torch"),
-    "scipy": (("unet_deploy.metrics*",), "comes with the extra 'evaluate'"),
+    "scipy": (
+        ("unet_deploy.metrics*", "unet_deploy.training.weight_map"),
+        "comes with the extras 'evaluate' and 'train'",
+    ),
     "skimage": (
         ("unet_deploy.training*", "unet_deploy.cli._image_files"),
         "reads image files; comes with the extras 'train' and 'evaluate'",
     ),
-    "tifffile": (("unet_deploy.cli._image_files",), "reads TIFF page by page; comes with scikit-image"),
+    "tifffile": (
+        ("unet_deploy.training.image_files", "unet_deploy.cli._image_files"),
+        "reads TIFF page by page; comes with scikit-image",
+    ),
     "PIL": (
         ("unet_deploy.cli._evaluation_report",),
         "writes words on a picture; comes with scikit-image",
@@ -57,6 +63,7 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
             "unet_deploy.runtime.output",  # creates what is written
             "unet_deploy.runtime._chunk_guard",  # stands between a chunk and its decoder
             "unet_deploy.cli.demo",  # makes a volume to segment
+            "unet_deploy.training.image_files",  # reads annotated images
         ),
         "volumes are read and written in few places, so that bounds and errors are kept in few places",
     ),

@@ -379,6 +379,16 @@ def no_such_model(folder: Path) -> tuple[str, ...]:
 
 
 @bad(
+    "model-not-found",
+    "no model file at membranes, and no bundled network of that name",
+    "bundled with unet-deploy: membrane",
+    fix="did you mean --model membrane?",
+)
+def no_such_bundled_network(folder: Path) -> tuple[str, ...]:
+    return "segment", "v.zarr", "--model", "membranes"
+
+
+@bad(
     "not-an-artifact", "is an ONNX file, but none of ours: it has no model card", "'somebody'", fix="unet-deploy export"
 )
 def a_foreign_onnx(folder: Path) -> tuple[str, ...]:
@@ -485,9 +495,125 @@ def no_such_checkpoint(folder: Path) -> tuple[str, ...]:
     return "export", "gone.pt", "--output", "new.onnx"
 
 
+# ---- training
+
+TRAIN = ("train", "images", "labels", "--depth", "1", "--width", "2", "--tile", "28", "--steps", "1")
+
+
+def annotate(folder: Path, images: dict[str, Any], labels: dict[str, Any]) -> None:
+    """Write pictures by file name; bytes as they are."""
+    imsave = pytest.importorskip("skimage.io", reason="the extra 'train' is not installed").imsave
+    for part, pictures in (("images", images), ("labels", labels)):
+        (folder / part).mkdir()
+        for name, picture in pictures.items():
+            if isinstance(picture, bytes):
+                (folder / part / name).write_bytes(picture)
+            else:
+                imsave(folder / part / name, picture, check_contrast=False)
+
+
+def grey(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, shape or (30, 40), np.uint8)
+
+
+def mask(*shape: int) -> Any:
+    return (grey(*shape) > 128).astype(np.uint8)
+
+
 @bad("training-data", "there is no folder", fix="")
 def training_on_nothing(folder: Path) -> tuple[str, ...]:
-    return "train", "images", "labels", "--depth", "1", "--tile", "28"
+    return TRAIN
+
+
+@bad("training-data", "images: no .png", "labels: no .png", fix="correct these files")
+def training_on_empty_folders(folder: Path) -> tuple[str, ...]:
+    annotate(folder, {}, {})
+    return TRAIN
+
+
+@bad(
+    "training-data",
+    "1: the image is (30, 40), its label (30, 41)",
+    "2: an image without a label",
+    "3: a label without an image",
+    fix="leave an image out with --exclude STEM",
+)
+def labels_of_another_size_and_count(folder: Path) -> tuple[str, ...]:
+    pictures = {"0.png": grey(), "1.png": grey(), "2.png": grey()}
+    annotate(folder, pictures, {"0.png": mask(), "1.png": mask(30, 41), "3.png": mask()})
+    return TRAIN
+
+
+@bad("training-data", "1.tif is float32; an integer type was expected", fix="correct these files")
+def labels_that_are_no_whole_numbers(folder: Path) -> tuple[str, ...]:
+    labels = {"0.png": mask(), "1.tif": mask() + np.float32(0.5)}
+    annotate(folder, {"0.png": grey(), "1.png": grey()}, labels)
+    return TRAIN
+
+
+@bad("training-data", "1.png has shape (30, 40, 3)", fix="correct these files")
+def training_on_colours(folder: Path) -> tuple[str, ...]:
+    annotate(folder, {"0.png": grey(), "1.png": grey(30, 40, 3)}, {"0.png": mask(), "1.png": mask()})
+    return TRAIN
+
+
+@bad("training-data", "1.png cannot be read", fix="correct these files")
+def training_on_a_broken_file(folder: Path) -> tuple[str, ...]:
+    annotate(folder, {"0.png": grey(), "1.png": b"\x89PNG\r\n\x1a\n and no more"}, {"0.png": mask(), "1.png": mask()})
+    return TRAIN
+
+
+@bad(
+    "configuration",
+    "tile_side: 92 is larger than 0, 30 px, mirrored once on either side (88 px); 88 would fit",
+    fix="correct the settings",
+)
+def a_training_tile_larger_than_the_mirrored_image(folder: Path) -> tuple[str, ...]:
+    annotate(folder, {"0.png": grey(), "1.png": grey()}, {"0.png": mask(), "1.png": mask()})
+    return *TRAIN, "--tile", "92"
+
+
+@bad(
+    "configuration",
+    "6 problem(s) with the recipe",
+    "preset: 'papr' is none of paper, small, membranes, nuclei; did you mean 'paper'?",
+    "data.labels: missing",
+    "data.imges: unknown; did you mean data.images?",
+    'training.optimiser: "sdg" (text) came, one of sgd, adam was expected',
+    "training.stepz: unknown; did you mean training.steps?",
+    "augmentation.flip: 2 (whole number) came, true or false was expected",
+    "in the recipe r.toml and the settings given",
+    fix="correct the settings named above",
+)
+def a_recipe_with_everything_wrong(folder: Path) -> tuple[str, ...]:
+    (folder / "r.toml").write_text("preset = 'papr'\n[data]\nimges = 'i'\n[augmentation]\nflip = 2\n")
+    return "train", "images", "--recipe", "r.toml", "--optimiser", "sdg", "--set", "training.stepz=4"
+
+
+@bad("usage", "--set 'training.steps' is not KEY=VALUE", fix="--set training.steps=4000")
+def a_setting_without_a_value(folder: Path) -> tuple[str, ...]:
+    return *TRAIN, "--set", "training.steps"
+
+
+@bad("output-exists", "model.pt and model.run exist already", "an earlier training wrote there", fix="--resume")
+def a_training_that_stands_there(folder: Path) -> tuple[str, ...]:
+    (folder / "model.pt").write_bytes(b"precious")
+    (folder / "model.run").mkdir()
+    (folder / "model.run" / "state.pt").write_bytes(b"precious")
+    return TRAIN
+
+
+@bad("model-not-found", "there is no training to resume: ", fix="train without --resume")
+def nothing_to_resume(folder: Path) -> tuple[str, ...]:
+    return "train", "--resume", "-o", "new.pt"
+
+
+@bad("checkpoint", "state.pt is damaged", fix="copy the file again")
+def a_training_state_that_is_cut_short(folder: Path) -> tuple[str, ...]:
+    annotate(folder, {"0.png": grey(), "1.png": grey()}, {"0.png": mask(), "1.png": mask()})
+    (folder / "model.run").mkdir()
+    (folder / "model.run" / "state.pt").write_bytes((folder / "tiny.pt").read_bytes()[:1000])
+    return *TRAIN, "--resume"
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -498,6 +624,7 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 # ---- the tests
 
 ELSEWHERE = {
+    "interrupted": "tests/unit/test_training_command.py: it takes a training and a user who breaks it off",
     "missing-dependency": "tests/unit/test_training_command.py and others, which hide a package",
     "parity": "tests/parity: no file on disk can bring it about",
     "partial-result": "below: something is written",
@@ -578,6 +705,8 @@ def test_the_program_itself_ends_so(name: str, exit_code: int, folder: Path) -> 
         (["segment", "v.zarr", "--level", "-1"], "greater than or equal to 0"),
         (["demo", "--size", "1"], "64"),
         (["train", "images"], "labels"),
+        (["train"], "data.images: missing"),
+        (["train", "images", "labels", "--steps", "many"], "integer"),
     ],
 )
 def test_usage(arguments: list[str], says: str, folder: Path, cli: Cli) -> None:

@@ -22,6 +22,7 @@ import zarr
 
 from tests.conftest import Outcome
 from tests.tiny import edit_card, make_pixels, snapshot, write_array, write_image
+from unet_deploy.metrics import number_components
 from unet_deploy.picture import write_png
 
 Cli = Callable[..., Outcome]
@@ -142,6 +143,9 @@ def test_instances(of_truth: str, of_prediction: str, cli: Cli, tmp_path: Path) 
     assert counts == {"splits": frames, "merges": frames, "missed": 0, "added": frames}
     assert [row["threshold"] for row in facts["thresholds"]][::9] == [0.5, 0.95]
     assert facts["thresholds"][0]["true_positives"] == frames
+    # Of each frame's four: one is right, one split in equal halves, two are merged into equal halves.
+    assert facts["scores"]["seg"] == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
+    assert (facts["scores"]["touching_pairs"], facts["scores"]["separated_pairs"]) == (frames, 0)
 
 
 def test_objects_of_single_slices(cli: Cli, tmp_path: Path) -> None:
@@ -245,6 +249,75 @@ def test_a_model_segments_first(cli: Cli, segmentation: Path, tiny_model: Path, 
     classes = run_json(cli, images, truth, "-m", tiny_model, "--positive", "0", "--kind", "classes")
     assert classes["scores"]["pixel_accuracy"] == 1
     assert snapshot(tmp_path) == before
+
+
+def number_objects(labels: Array, *, min_size: int = 0) -> Array:
+    return number_components(labels != 0, min_size=min_size).astype(np.uint16)
+
+
+def test_objects_are_made_of_a_segmentation(cli: Cli, segmentation: Path, tiny_model: Path, tmp_path: Path) -> None:
+    labels = read(segmentation, "labels/segmentation/0")
+    images = write(tmp_path / "images", make_pixels((2, 60, 52)))
+    deep = write(tmp_path / "deep.tif", number_objects(labels))
+    flat = write(tmp_path / "flat", np.stack([number_objects(plane) for plane in labels]))
+    large = write(tmp_path / "large", np.stack([number_objects(plane, min_size=4) for plane in labels]))
+    how = "objects are pixels of 'membrane' connected by their sides"
+    small = ("--min-size", "4")
+    for arguments, frames, says in (
+        ((segmentation, deep), 1, f"{how}, going on from slice to slice\n"),
+        ((segmentation, flat), 2, f"{how}\n"),
+        ((segmentation, large, *small), 2, f"{how}, those below 4 px dropped\n"),
+        (("v.ome.zarr", deep, "-m", tiny_model), 1, f"{how}, going on from slice to slice\n"),
+        ((images, flat, "-m", tiny_model), 2, f"{how}\n"),
+        ((images, large, "-m", tiny_model, *small), 2, f"{how}, those below 4 px dropped\n"),
+    ):
+        outcome = cli("evaluate", *arguments, "--kind", "instances", "--json")
+        assert outcome.code == 0, outcome.err
+        assert says in outcome.err
+        facts = json.loads(outcome.out)
+        assert facts["read_as"]["prediction"].endswith(f"labels; {says.strip()}")
+        assert len(facts["frames"]) == frames
+        assert facts["frames"][0]["true_objects"] > 5
+        assert (facts["scores"]["mean_f1"], facts["scores"]["seg"]) == (1, 1)
+        assert facts["scores"]["separated_pairs"] == facts["scores"]["touching_pairs"] > 0
+    per_slice = run_json(cli, segmentation, flat, "--kind", "instances", "--per-slice")
+    assert per_slice["scores"]["seg"] == 1
+    everything = run_json(cli, segmentation, large, "--kind", "instances")["scores"]
+    assert (everything["seg"], everything["added"] > 0) == (1, True)
+
+
+def test_a_model_is_scored_by_the_challenge_s_measure(
+    cli: Cli, segmentation: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    labels, pixels = read(segmentation, "labels/segmentation/0"), make_pixels((2, 60, 52))
+    (tmp_path / "01").mkdir()
+    (tmp_path / "01_GT" / "SEG").mkdir(parents=True)
+    for t in (0, 3, 7):  # 7 is not annotated
+        tifffile.imwrite(tmp_path / "01" / f"t{t:03}.tif", pixels[t % 2])
+    for t in (0, 3):
+        tifffile.imwrite(tmp_path / "01_GT" / "SEG" / f"man_seg{t:03}.tif", number_objects(labels[t % 2]))
+    before = snapshot(tmp_path)
+    facts = run_json(cli, "01", "01_GT", "-m", tiny_model, "--kind", "ctc")
+    assert (facts["kind"], facts["scores"]["seg"], facts["slices"]) == ("ctc", 1, 2)
+    assert [frame["t"] for frame in facts["frames"]] == [0, 3]
+    by_table = run_json(cli, "01", "01_GT", "-m", tiny_model, "--compare", "ctc2015", "--compare-by", "dic_hela")
+    assert by_table["compare"]["rank"] == "1"
+    report = cli("evaluate", "01", "01_GT", "-m", tiny_model, "--kind", "ctc", "--report", "r.html")
+    assert report.code == 0, report.err
+    (tmp_path / "r.html").unlink()
+    assert snapshot(tmp_path) == before
+
+
+def test_a_model_averages_first(cli: Cli, segmentation: Path, tiny_model: Path, tmp_path: Path) -> None:
+    truth = write(tmp_path / "t", ((read(segmentation, "labels/segmentation/0") == 0) * 255).astype(np.uint8))
+    images = write(tmp_path / "images", make_pixels((2, 60, 52)))
+    assert cli("segment", "v.ome.zarr", "-m", tiny_model, "-o", "tta.ome.zarr", "--tta").code == 0
+    flags = ("--thresholds", "0.5")
+    expected = run_json(cli, "tta.ome.zarr", truth, *flags)["scores"]
+    facts = run_json(cli, images, truth, "-m", tiny_model, "--tta", *flags)
+    assert facts["prediction"].endswith(", segmented by tiny over turned and mirrored images")
+    assert facts["scores"] == expected
+    assert expected != run_json(cli, images, truth, "-m", tiny_model, *flags)["scores"]
 
 
 def test_images_of_several_sizes(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
@@ -554,9 +627,14 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str, str]] = {
     "images with a model": (
         (*PAIR, "--images", "t.tif", "--model", "m.onnx"), 2, "--images came with --model", "leave --images out",
     ),
-    "objects from a model": (
-        (*PAIR, "--kind", "instances", "--model", "m.onnx"), 2, "--model came with --kind instances",
-        "--kind membranes",
+    "an average without a model": ((*PAIR, "--tta"), 2, "--tta came without --model", "--model FILE, or segment --tta"),
+    "small ones of numbered objects": (
+        ("o.tif", "o.tif", "--min-size", "5"), 2, "--min-size 5 came, and the objects of the prediction are numbered",
+        "leave it out",
+    ),
+    "small objects of another kind": (
+        (*PAIR, "--kind", "classes", "--min-size", "5"), 2, "--min-size came, which says nothing about classes",
+        "leave it out, or --kind instances",
     ),
     "nothing there": (("q.tif", "t.tif"), 3, "there is nothing at q.tif", "did you mean"),
     "shapes that differ": (("small.tif", "t.tif"), 3, "differ in shape: (2, 32, 32) and (2, 30, 32)", "one resolution"),
@@ -664,9 +742,14 @@ def test_classes_that_the_model_does_not_have(cli: Cli, segmentation: Path, tmp_
     assert "0 inside, 1 membrane" in outcome.err
 
 
-def test_classes_are_no_objects(cli: Cli, segmentation: Path) -> None:
-    outcome = cli("evaluate", segmentation, segmentation, "--kind", "instances")
-    assert (outcome.code, "holds classes, not numbered objects" in outcome.err) == (2, True)
+def test_images_of_the_challenge_that_are_no_folder(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    write(tmp_path / "i.tif", make_pixels((2, 40, 60)))
+    write_challenge(tmp_path)
+    outcome = cli("evaluate", "i.tif", "01_GT", "-m", tiny_model, "--kind", "ctc")
+    assert outcome.code == 3
+    assert "the folder of images i.tif is no folder" in outcome.err
+    assert "the challenge's layout is 01/tTTT.tif and 01_GT/SEG/man_segTTT.tif" in outcome.err
+    assert "give 01 and 01_GT" in outcome.err
 
 
 def test_channels_of_a_png(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_help_of_a_verb(verb: str, cli: Cli) -> None:
     assert outcome.out.startswith(f"Usage: unet-deploy {verb} ")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["segment", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["segment", "--help"], ["demo", "--help"], ["train", "--help"]])
 def test_help_is_quick(arguments: list[str], tmp_path: Path) -> None:
     """Start-up is what is imported: typer and its own needs, nothing that computes."""
     done = subprocess.run(
@@ -179,6 +179,21 @@ def test_plan_estimates_the_time(cli: Cli, volume: Path, tiny_model: Path) -> No
     facts = json.loads(cli("plan", volume, "--model", tiny_model, "--json").out)
     assert facts["seconds"] == pytest.approx(facts["seconds_per_tile"] * facts["tiles"])
     assert facts["seconds"] > 0
+
+
+def test_averaging_costs_eight_times(cli: Cli, volume: Path, tiny_model: Path) -> None:
+    plain = json.loads(cli("plan", volume, "--model", tiny_model, "--no-probe", "--json").out)
+    assert (plain["tta"], plain["passes"]) == (False, 1)
+    facts = json.loads(cli("plan", volume, "--model", tiny_model, "--tta", "--json").out)
+    assert (facts["tta"], facts["passes"], facts["flops"]) == (True, 8, 8 * plain["flops"])
+    assert facts["seconds"] == pytest.approx(8 * facts["seconds_per_tile"] * facts["tiles"])
+    same = {"tiles", "blocks", "bytes_read", "flops_ratio", "peak_memory_bytes"}
+    assert {key: facts[key] for key in same} == {key: plain[key] for key in same}
+    shown = rows(cli("plan", volume, "--model", tiny_model, "--tta").out)
+    assert shown["tta"] == "each tile 8 times, turned and mirrored, and the mean of the results"
+    assert shown["time"].endswith(" s just now, 8 times")
+    done = rows(cli("segment", volume, "--model", tiny_model, "--tta").out)
+    assert done["tta"] == "each the mean of 8 turned and mirrored forms"
 
 
 def test_the_plan_is_what_is_done(cli: Cli, volume: Path, tiny_model: Path) -> None:
@@ -470,6 +485,62 @@ def test_train_export_segment(cli: Cli, tmp_path: Path) -> None:
     assert (labels[0] != label).mean() < 0.1
     assert np.array_equal(labels[0], labels[1])
     assert json.loads(cli("inspect", "model.onnx", "--json").out)["training"]["steps"] == 60
+
+
+NUCLEI = """
+preset = "nuclei"
+[data]
+images = "images"
+labels = "labels"
+validation = ["2"]
+[training]
+depth = 1
+base_width = 2
+tile_side = 60
+steps = 6
+validation_every_steps = 3
+"""
+
+
+def test_train_from_a_recipe_in_two_parts(cli: Cli, tmp_path: Path) -> None:
+    """Objects by number, a recipe on a preset, a run that ends early and goes on."""
+    io = pytest.importorskip("skimage.io", reason="the extra 'train' is not installed")
+    rng = np.random.default_rng(0)
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    (tmp_path / "set" / "labels").mkdir()
+    for index in range(3):
+        cells = np.arange(1, 13).reshape(3, 4) * (rng.random((3, 4)) < 0.7)
+        objects = np.kron(cells, np.ones((14, 14))).astype(np.uint16)
+        image = (40 + 120 * (objects > 0) + rng.normal(0, 8, objects.shape)).astype(np.uint8)
+        io.imsave(tmp_path / "set" / "images" / f"{index}.png", image, check_contrast=False)
+        io.imsave(tmp_path / "set" / "labels" / f"{index}.png", objects, check_contrast=False)
+    (tmp_path / "set" / "recipe.toml").write_text(NUCLEI)
+
+    command = ("train", "--recipe", "set/recipe.toml", "-o", "cells.pt", "--set", "training.dropout=0.1")
+    begun = cli(*command, "--max-minutes", "1e-9")
+    assert begun.code == 0, begun.err
+    assert begun.out.startswith("wrote cells.pt: 1 of 1 steps were best, ")
+    assert re.search(r"^validation: .*seg 0\.\d{4}.* \(best by seg\)$", begun.out, re.MULTILINE)
+    assert "training on 2 images of uint8: background " in begun.err
+    assert ", nucleus " in begun.err
+    assert begun.err.splitlines()[1] == "validating on 2"
+
+    refused = cli(*command)
+    assert (refused.code, refused.out) == (3, "")
+    assert "error[output-exists]: cells.pt and cells.run exist already" in refused.err
+
+    ended = cli("train", "--resume", "-o", "cells.pt")
+    assert ended.code == 0, ended.err
+    assert " of 6 steps were best, " in ended.out
+    assert "step 6/6" in ended.err
+    assert "step 1/6" not in ended.err
+    page = Path("cells.run", "report.html").read_text(encoding="utf-8")
+    assert f"report: {Path('cells.run', 'report.html')}" in ended.out
+    assert "finished" in page
+    training = json.loads(cli("inspect", "cells.pt", "--json").out)["training"]
+    assert training["recipe"]["dropout"] == 0.1
+    assert training["recipe"]["augmentation"]["zoom_log_std"] == 0.15
+    assert len(Path("cells.run", "history.csv").read_text().splitlines()) == 7
 
 
 def next_command(text: str) -> list[str]:

@@ -373,7 +373,12 @@ def test_the_provenance_says_what_was_done(run: Callable[..., Run]) -> None:
     assert said["volume"]["path"] == str(done.path.parent / "brain.ome.zarr")
     assert (said["volume"]["array"], said["volume"]["axes"], said["volume"]["dtype"]) == ("s0", "czyx", "uint8")
     assert said["volume"]["shape"] == [EXTENTS[axis] for axis in "czyx"]
-    assert said["parameters"] == {"channels": [0, 1], "input_range": None, "write": ["labels", "probabilities"]}
+    assert said["parameters"] == {
+        "channels": [0, 1],
+        "input_range": None,
+        "tta": False,
+        "write": ["labels", "probabilities"],
+    }
     assert (said["plan"]["tile"], said["plan"]["batch"]) == ([44, 60], 2)
     labels = done.array("labels/segmentation/0")
     shares = {c.name: (labels == i).mean() for i, c in enumerate(done.artifact.card.classes)}

@@ -83,6 +83,9 @@ def cards(draw: st.DrawFn) -> ModelCard:
             mean=draw(repeated(numbers, network.in_channels)),
             std=draw(repeated(positive, network.in_channels)),
             source=draw(st.text()),
+            percentiles=draw(
+                st.none() | st.lists(st.floats(0, 100), min_size=2, max_size=2, unique=True).map(sorted).map(tuple)
+            ),
         ),
         classes=draw(
             repeated(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,10 @@ from unet_deploy.errors import (
 from unet_deploy.runtime.artifact import (
     MAX_FILE_BYTES,
     Artifact,
+    bundled_names,
     hash_card,
     hash_graph,
+    is_bundled,
     load_artifact,
     load_bundled_artifact,
     read_artifact,
@@ -89,6 +92,51 @@ def test_the_bundled_network_is_an_artifact() -> None:
     assert artifact.source == "bundled membrane.onnx"
     assert artifact.card.network.depth == 4
     assert artifact.n_nodes == 53
+
+
+def test_bundled_networks_are_found_by_name() -> None:
+    names = bundled_names()
+    assert "membrane" in names
+    assert names == tuple(sorted(names))
+    for name in names:
+        assert is_bundled(name)
+        artifact = load_artifact(name)
+        assert artifact.source == f"bundled {name}.onnx"
+        assert load_artifact(Path(name)).sha256 == load_bundled_artifact(name).sha256 == artifact.sha256
+    assert load_bundled_artifact().sha256 == load_bundled_artifact("membrane").sha256
+    assert not is_bundled("membrane.onnx")
+
+
+def test_a_file_comes_before_a_bundled_network_of_its_name(
+    tmp_path: Path, tiny_model: Path, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_model, "membrane")
+    assert not is_bundled("membrane")
+    assert load_artifact("membrane").sha256 == tiny_artifact.sha256
+
+
+@pytest.mark.parametrize(
+    ("came", "fix"),
+    [
+        ("membrain", "did you mean --model membrane? otherwise give the path of an ONNX file "),
+        ("xyz", "give the path of an ONNX file "),
+    ],
+)
+def test_a_name_that_is_nothing_is_refused_with_those_there_are(came: str, fix: str) -> None:
+    with pytest.raises(
+        ModelNotFoundError, match=rf"^no model file at {came}, and no bundled network of that name\n  bundled with "
+    ) as caught:
+        load_artifact(came)
+    assert caught.value.details == (f"bundled with unet-deploy: {', '.join(bundled_names())}",)
+    assert caught.value.fix.startswith(fix)
+
+
+@pytest.mark.parametrize("came", ["membrane.onnx", "./membrane", "models/membrane", "membrane/", "..", ""])
+def test_a_path_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, came: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"^no model file at .*\n  an ONNX file written by"):
+        load_artifact(came)
 
 
 # What is no artifact.

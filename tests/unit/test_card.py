@@ -125,6 +125,19 @@ def test_a_card_before_export_comes_back() -> None:
     assert again.test_tensor is None
 
 
+def test_percentiles_come_back() -> None:
+    normalisation = replace(a_card().normalisation, percentiles=(1.0, 99.8))
+    again = parse_card(dump_card(replace(a_card(), normalisation=normalisation)), source="here")
+    assert again.normalisation == normalisation
+    assert again.normalisation.percentiles == (1.0, 99.8)
+
+
+def test_a_card_without_percentiles_says_nothing_of_them() -> None:
+    """Cards of before the key was known have not changed by a letter."""
+    assert "percentiles" not in card_to_object(a_card())["normalisation"]
+    assert parse_card(dump_card(a_card()), source="here").normalisation.percentiles is None
+
+
 def test_equal_cards_give_equal_ascii_text() -> None:
     text = dump_card(replace(a_card(), name="Zellmembran µm"))
     assert text == dump_card(replace(a_card(), name="Zellmembran µm"))
@@ -240,6 +253,14 @@ def test_an_unknown_version(text: str, shown: str) -> None:
         (put("normalisation.mean", [1, 2]), "normalisation.mean: 1 of numbers was expected, [1, 2] came"),
         (put("normalisation.std", [0]), "normalisation.std: 1 of positive numbers was expected, [0] came"),
         (put("normalisation.source", []), "normalisation.source: text was expected, [] came"),
+        *(
+            (
+                put("normalisation.percentiles", came),
+                "normalisation.percentiles: two numbers, 0 <= low < high <= 100, was expected, "
+                f"{json.dumps(came)} came",
+            )
+            for came in (None, 1, [], [1], ["1", 2], [1, 2, 3], [-1, 99], [1, 101], [50, 50], [99, 1], [False, 1])
+        ),
         (put("classes", []), "classes: a list of 2 classes was expected, [] came"),
         (put("classes[0].colour", "red"), 'classes[0].colour: #rrggbb was expected, "red" came'),
         (put("training.images", -1), "training.images: an integer in 0..1000000000 was expected, -1 came"),

@@ -20,6 +20,7 @@ from unet_deploy.errors import (
     ModelNotFoundError,
     TileNotLegalError,
     UnsupportedAxesError,
+    UnsupportedDtypeError,
     ValueRangeError,
 )
 from unet_deploy.runtime import segment, segment_array
@@ -91,6 +92,75 @@ def test_an_input_range_is_applied(fake_artifact: ArtifactFactory, fake_factory:
         input_range=(0, 255 * 16),
     )
     np.testing.assert_array_equal(wide.compute(), plain.compute())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "int32"])
+def test_percentiles_are_those_of_the_whole_array(
+    tmp_path: Path, fake_artifact: ArtifactFactory, fake_factory: Any, dtype: str
+) -> None:
+    pixels = noise("czyx", dtype) * np.array([1, 3, 9], dtype).reshape(3, 1, 1, 1)
+    artifact = fake_artifact(in_channels=2, classes=3, mean=0.3, std=0.01, percentiles=(1, 99.8))
+    options: dict[str, Any] = {"model": artifact, "axes": "czyx", "channels": (2, 0), "engine_factory": fake_factory}
+    lazy = dask.array.from_array(pixels, chunks=(2, 1, 20, 30))
+    came = segment_array(lazy, **options).compute()
+    assert 0.1 < (came == 1).mean() < 0.9
+    if dtype == "int32":  # which `segment` does not read
+        pixels = pixels.astype("uint16")
+    zarr.create_array(tmp_path / "v.zarr", data=pixels, chunks=(1, 5, 32, 32))
+    expected = segment(tmp_path / "v.zarr", **options)
+    stored = zarr.open_array(expected.output, path="labels/segmentation/0", mode="r")
+    np.testing.assert_array_equal(came, np.asarray(stored[...]), strict=True)
+    other = segment_array(lazy, **options, input_range=(0, 255)).compute()
+    assert (other != came).any()
+
+
+def test_an_array_is_read_once_for_its_percentiles_and_not_at_all_with_a_range(
+    fake_artifact: ArtifactFactory, must_not_run: Any
+) -> None:
+    read: list[Any] = []
+
+    def chunk(block_id: Any) -> npt.NDArray[np.uint8]:
+        read.append(block_id)
+        return np.full((1, 50, 67), block_id[0], np.uint8)
+
+    lazy = dask.array.map_blocks(
+        chunk, chunks=((1,) * 5, (50,), (67,)), dtype="uint8", meta=np.empty((0, 0, 0), "uint8")
+    )
+    read.clear()  # dask may have tried the function on nothing
+    artifact = fake_artifact(percentiles=(1, 99.8))
+    segment_array(lazy, model=artifact, engine_factory=must_not_run, input_range=(0, 9))
+    assert read == []
+    segment_array(lazy, model=artifact, engine_factory=must_not_run)
+    assert sorted(read) == [(z, 0, 0) for z in range(5)]
+
+
+def test_many_blocks_are_added_up_as_few_are(fake_artifact: ArtifactFactory, fake_factory: Any) -> None:
+    pixels = noise("zyx")
+    artifact = fake_artifact(mean=0.3, std=0.01, percentiles=(1, 99.8))
+    results = [
+        segment_array(
+            dask.array.from_array(pixels, chunks=chunks), model=artifact, engine_factory=fake_factory
+        ).compute()
+        for chunks in (-1, (1, 10, 10))  # the second: more than a level of the tree
+    ]
+    np.testing.assert_array_equal(*results, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("array", "error", "text"),
+    [
+        (np.full((20, 20), np.nan, np.float32), ValueRangeError, r"^grey values that are no numbers came, "),
+        (np.ones((20, 20), np.complex64), UnsupportedDtypeError, r"^complex64 came, .*\n  in the Dask array\n"),
+    ],
+    ids=["nan", "complex"],
+)
+def test_percentiles_of_what_is_no_number_are_refused(
+    fake_artifact: ArtifactFactory, must_not_run: Any, array: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        segment_array(
+            dask.array.from_array(array), model=fake_artifact(percentiles=(1, 99)), engine_factory=must_not_run
+        )
 
 
 def test_a_part_of_the_result_is_that_part(fake_artifact: ArtifactFactory) -> None:

@@ -28,6 +28,7 @@ from unet_deploy.errors import (  # noqa: E402
 from unet_deploy.exporters import export_checkpoint  # noqa: E402
 from unet_deploy.exporters.export import make_test_tensor  # noqa: E402
 from unet_deploy.exporters.parity import compare, parity_shapes, torch_logits  # noqa: E402
+from unet_deploy.percentiles import scale_by_percentiles  # noqa: E402
 from unet_deploy.runtime.artifact import load_artifact  # noqa: E402
 from unet_deploy.runtime.engines import open_engine  # noqa: E402
 from unet_deploy.runtime.normalise import Normaliser  # noqa: E402
@@ -150,6 +151,34 @@ def test_the_test_tensor_is_what_the_network_will_see(make_card: CardFactory, dt
     assert tensor.logits.std() > 0
     again = make_test_tensor(model, card)
     np.testing.assert_array_equal(again.image, tensor.image, strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_network_that_scales_by_percentiles_is_exported(tmp_path: Path, make_card: CardFactory, dtype: str) -> None:
+    low, high = (-3.0, 3.0) if dtype == "float32" else (0.0, 255.0)
+    card = make_card(
+        base_width=4, in_channels=2, dtype=dtype, value_range=(low, high), mean=0.3, std=0.2, percentiles=(1.0, 99.8)
+    )
+    checkpoint = write_checkpoint(tmp_path / "model.pt", card)
+    report = export_checkpoint(checkpoint, tmp_path / "model.onnx")
+    artifact = load_artifact(tmp_path / "model.onnx")
+    assert artifact.card == report.card
+    assert artifact.card.normalisation == card.normalisation
+    tensor = artifact.card.test_tensor
+    assert tensor is not None
+    (image,) = tensor.image
+    assert low <= image.min() < image.max() <= high
+    assert image.astype(float).std() > (high - low) / 12
+    # The image is a whole volume of its own.
+    scaled = np.stack([scale_by_percentiles(channel, (1.0, 99.8)) for channel in image])
+    model, _ = load_checkpoint(checkpoint)
+    expected = torch_logits(model, ((scaled - 0.3) / 0.2).astype(np.float32)[None])
+    np.testing.assert_allclose(tensor.logits, expected, rtol=1e-4, atol=1e-4)
+    engine = open_engine(artifact, device="cpu")
+    try:
+        assert engine.test_difference < 1e-4
+    finally:
+        engine.close()
 
 
 def test_an_existing_file_is_replaced_when_asked(tmp_path: Path, tiny_checkpoint: Path, tiny_model: Path) -> None:

@@ -14,7 +14,17 @@ from hypothesis.extra import numpy as hnp
 
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import ConfigurationError, ValueRangeError
-from unet_deploy.runtime.normalise import STRIP, Normaliser, choose_normaliser, is_finite, to_labels, to_probabilities
+from unet_deploy.percentiles import scale_by_percentiles
+from unet_deploy.runtime.normalise import (
+    STRIP,
+    Normaliser,
+    choose_normaliser,
+    is_finite,
+    needs_statistics,
+    normaliser_of_image,
+    to_labels,
+    to_probabilities,
+)
 
 CardFactory = Callable[..., ModelCard]
 Logits = npt.NDArray[np.float32]
@@ -128,6 +138,56 @@ def test_a_range_that_is_no_range_is_refused(make_card: CardFactory, input_range
     # 0:inf would make every pixel black, and -inf:0 every pixel NaN.
     with pytest.raises(ConfigurationError, match=r"^input range "):
         choose_normaliser(make_card(), "uint8", input_range=input_range, source="v")
+
+
+# Percentiles of the volume.
+
+
+def test_measured_percentiles_become_0_and_1_by_channel(make_card: CardFactory) -> None:
+    card = make_card(in_channels=2, mean=0.25, std=0.5, percentiles=(1, 99.8))
+    assert needs_statistics(card, input_range=None)
+    normalise = choose_normaliser(card, "uint16", input_range=None, source="v", measured=[(100, 300), (0, 4)])
+    came = normalise(np.array([[[100, 200, 300, 500]], [[0, 2, 4, 8]]], np.uint16))
+    np.testing.assert_allclose(came, [[[-0.5, 0.5, 1.5, 3.5]]] * 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", "float32"])
+def test_an_input_range_takes_the_place_of_percentiles_in_any_dtype(make_card: CardFactory, dtype: str) -> None:
+    card = make_card(in_channels=2, mean=0.25, std=0.5, percentiles=(1, 99.8))
+    assert not needs_statistics(card, input_range=(10, 90))
+    measured = choose_normaliser(card, dtype, input_range=None, source="v", measured=[(10, 90)] * 2)
+    assert choose_normaliser(card, dtype, input_range=(10, 90), source="v") == measured
+
+
+def test_an_empty_range_is_refused_for_percentiles_too(make_card: CardFactory) -> None:
+    with pytest.raises(ConfigurationError, match=r"^input range 9:9 is empty\n"):
+        choose_normaliser(make_card(percentiles=(1, 99)), "uint8", input_range=(9, 9), source="v")
+
+
+def test_a_constant_channel_is_0_before_the_constants(make_card: CardFactory) -> None:
+    card = make_card(mean=0.25, std=0.5, percentiles=(1, 99.8))
+    normalise = choose_normaliser(card, "uint8", input_range=None, source="v", measured=[(7, 7)])
+    np.testing.assert_allclose(normalise(np.full((1, 2, 2), 7, np.uint8)), -0.5)
+
+
+def test_a_multiple_of_the_grey_values_is_the_same_to_the_last_bit(make_card: CardFactory) -> None:
+    card = make_card(mean=0.3, std=0.21, percentiles=(1, 99.8))
+    raw = np.random.default_rng(0).integers(0, 256, (1, 40, 50), np.uint8)
+    wide = raw.astype(np.uint16) * 16
+    np.testing.assert_array_equal(
+        normaliser_of_image(card, raw)(raw), normaliser_of_image(card, wide)(wide), strict=True
+    )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_an_image_of_its_own_is_scaled_as_in_training(make_card: CardFactory, dtype: str) -> None:
+    card = make_card(in_channels=2, mean=0.3, std=0.2, percentiles=(2, 95))
+    image = np.random.default_rng(0).integers(0, 120, (2, 30, 40)).astype(dtype) * np.array([[[1]], [[0.5]]], dtype)
+    came = normaliser_of_image(card, image)(image)
+    trained = np.stack([(scale_by_percentiles(channel, (2, 95)) - 0.3) / 0.2 for channel in image])
+    np.testing.assert_allclose(came, trained, rtol=1e-5, atol=1e-5)
+    plain = make_card(in_channels=2, mean=3.0, std=2.0)
+    assert normaliser_of_image(plain, image) == Normaliser(mean=(3.0, 3.0), std=(2.0, 2.0))
 
 
 # Labels.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from unet_deploy.errors import ConfigurationError
-from unet_deploy.picture import heat, overlay, side_by_side, to_display, write_png
+from unet_deploy.picture import borders, encode_png, heat, overlay, side_by_side, to_display, write_png
 
 COLOURS = ["#000000", "#ff7f0e", "#1f77b4"]
 
@@ -82,6 +82,45 @@ def test_png_of_something_else_is_refused(tmp_path: Path, wrong: npt.NDArray[np.
     with pytest.raises(ConfigurationError, match=r"picture to write has shape .* not uint8 \(y, x\) or \(y, x, 3\)"):
         write_png(tmp_path / "a.png", wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_encoded_bytes_are_the_file(tmp_path: Path) -> None:
+    image = picture(5, 7, 3)
+    assert write_png(tmp_path / "a.png", image).read_bytes() == encode_png(image)
+
+
+def test_indexed_png_is_read_by_others_in_its_colours(tmp_path: Path) -> None:
+    skimage_io = pytest.importorskip("skimage.io")
+    palette, indices = picture(200, 3), picture(9, 14) % 200
+    path = tmp_path / "a.png"
+    path.write_bytes(encode_png(indices, palette=palette))
+    assert (skimage_io.imread(path)[..., :3] == palette[indices]).all()
+
+
+@pytest.mark.parametrize(
+    ("palette", "shape"),
+    [
+        (np.zeros((4, 3), np.uint8), r"\(4, 3\) and dtype uint8"),
+        (np.zeros((257, 3), np.uint8), r"\(257, 3\)"),
+        (np.zeros((9, 4), np.uint8), r"\(9, 4\)"),
+        (np.zeros((9, 3)), r"\(9, 3\) and dtype float64"),
+    ],
+    ids=["too short", "too long", "with alpha", "float"],
+)
+def test_a_palette_that_does_not_fit_is_refused(palette: npt.NDArray[np.uint8], shape: str) -> None:
+    indices = np.array([[0, 4]], np.uint8)
+    with pytest.raises(ConfigurationError, match=rf"palette has shape {shape}.*not uint8 \(5\.\.256, 3\)"):
+        encode_png(indices, palette=palette)
+    with pytest.raises(ConfigurationError, match=r"picture to write has shape \(2, 2, 3\)"):
+        encode_png(picture(2, 2, 3), palette=palette)
+
+
+def test_borders_are_on_both_sides_of_a_change() -> None:
+    labels = np.zeros((5, 5), np.int32)
+    labels[2, 2] = 7
+    cross = {(1, 2), (2, 1), (2, 2), (2, 3), (3, 2)}
+    assert {(int(y), int(x)) for y, x in np.argwhere(borders(labels))} == cross
+    assert not borders(labels * 0).any()
 
 
 def test_to_display_stretches_the_percentiles() -> None:

@@ -251,7 +251,16 @@ def test_the_result_says_what_was_made(
     assert result.labels == result.output / "labels" / "segmentation"
     assert result.failed == ()
     assert result.engine.engine == "fake"
-    assert set(result.seconds) == {"total", "prepare", "blocks", "pyramid", "read", "infer", "write"}
+    assert set(result.seconds) == {
+        "total",
+        "prepare",
+        "statistics",
+        "blocks",
+        "pyramid",
+        "read",
+        "infer",
+        "write",
+    }
     assert all(value >= 0 for value in result.seconds.values())
     assert result.seconds["total"] >= result.seconds["prepare"] + result.seconds["blocks"]
     assert result.pixels_per_second == pytest.approx(3 * 70 * 90 / result.seconds["total"])

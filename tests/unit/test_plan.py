@@ -187,6 +187,14 @@ def test_memory_grows_with_what_is_held(change: dict[str, Any]) -> None:
     assert replace(plan, **change).peak_memory_bytes > plan.peak_memory_bytes
 
 
+def test_averaging_multiplies_the_operations_and_nothing_else() -> None:
+    plain, tta = plan_plane(4096, 3000), plan_plane(4096, 3000, tta=True)
+    assert (plain.passes, tta.passes) == (1, 8)
+    assert tta.flops == 8 * plain.flops
+    changed = {key for key, value in tta.to_object().items() if value != plain.to_object()[key]}
+    assert changed == {"tta", "passes", "flops"}
+
+
 def test_the_figures_are_plain_values() -> None:
     figures = plan_plane(5000, 3000, tile=(572, 1212)).to_object()
     assert figures["tile"] == [572, 1212]

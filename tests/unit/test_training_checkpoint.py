@@ -8,20 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'train' is not installed")
 
+from tests.tiny import no_file_above  # noqa: E402
 from unet_deploy.card import ClassInfo, InputContract, ModelCard, Network, Normalisation, Training  # noqa: E402
 from unet_deploy.card_json import dump_card  # noqa: E402
 from unet_deploy.errors import (  # noqa: E402
     CardError,
     CheckpointError,
     ModelNotFoundError,
+    NoSpaceError,
     OutputExistsError,
     OutputPathError,
 )
-from unet_deploy.training.checkpoint import CHECKPOINT_KEY, load_checkpoint, save_checkpoint  # noqa: E402
+from unet_deploy.training.checkpoint import (  # noqa: E402
+    CHECKPOINT_KEY,
+    load_checkpoint,
+    save_checkpoint,
+    write_torch_file,
+)
 from unet_deploy.training.network import UNet  # noqa: E402
 
 CARD = ModelCard(
@@ -109,6 +117,43 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mod
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, model: UNet) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model=model, card=CARD)
+    before = path.read_bytes()
+    with (
+        no_file_above(1000),
+        pytest.raises(NoSpaceError, match=r"the disk is full: model\.pt needs 0\.0 MiB") as caught,
+    ):
+        save_checkpoint(path, model=model, card=CARD, overwrite=True)
+    text = str(caught.value)
+    assert f"it was to be written to {tmp_path}; what stood there before is whole" in text
+    assert "fix: free some space and go on with --resume" in text
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    save_checkpoint(path, model=model, card=CARD, overwrite=True)  # space was made
+    assert load_checkpoint(path)[1] == CARD
+
+
+def test_another_failure_of_the_disk_is_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_torch_file(tmp_path / "nowhere" / "a.pt", {})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write_torch_file(folder, {"a": torch.zeros(1)})
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_killed_write_left_beside_the_file_is_not_read(tmp_path: Path, model: UNet) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model=model, card=CARD)
+    path.with_name(".model.pt.4711.part").write_bytes(path.read_bytes()[:100])
+    assert load_checkpoint(path)[1] == CARD
+    save_checkpoint(path, model=model, card=CARD, overwrite=True)
+    assert load_checkpoint(path)[1] == CARD
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="there is no checkpoint file") as caught:
         load_checkpoint(tmp_path / "model.pt")
@@ -126,9 +171,45 @@ def test_a_truncated_file(tmp_path: Path, model: UNet, share: float) -> None:
 
 def test_a_file_with_flipped_bytes_in_its_table_of_values(tmp_path: Path, model: UNet) -> None:
     path = tmp_path / "model.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
-    assert "is damaged: torch cannot read it" in refusal(path)
+    for pickled in (b"\x80\x02}q\x00.", b"", b"\x80"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+        assert "is damaged: torch cannot read it" in refusal(path)
+
+
+def test_a_flipped_bit_anywhere(tmp_path: Path, model: UNet) -> None:
+    """Whatever the damage, it is ours to name; torch alone would read on past a wrong checksum."""
+    path, random, refusals = tmp_path / "model.pt", np.random.default_rng(0), list[str]()
+    save_checkpoint(path, model=model, card=CARD)
+    whole = path.read_bytes()
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = load_checkpoint(path)[0]
+        except CheckpointError as error:
+            refusals.append(str(error))
+        else:  # padding, and dates that nobody reads
+            weights = loaded.state_dict()
+            assert all(torch.equal(weights[name], expected) for name, expected in model.state_dict().items())
+    assert len(refusals) > 30
+    assert all("damaged" in refusal for refusal in refusals)
+
+
+def test_what_torch_alone_would_read_past_is_named(tmp_path: Path, model: UNet) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model=model, card=CARD)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("data/0"))
+    value = whole.index(model.state_dict()["contracting.0.0.weight"].numpy().tobytes())
+    record = whole.index(name.encode(), whole.index(b"PK\x01\x02"))  # in the table of contents
+    for place, bit in ((value, 0x01), (record - 8, 0x10)):  # a weight; the mark that the entry is a folder
+        damaged = bytearray(whole)
+        damaged[place] ^= bit
+        path.write_bytes(damaged)
+        assert f"is damaged: {name} in it is not as it was written" in refusal(path)
 
 
 class Bomb:

@@ -2,8 +2,7 @@
 
 - *classes*: the confusion of all pixels; IoU and Dice of each class.
 - *membranes*: pixel, Rand and warping error, V_Rand and V_info of the ISBI challenges.
-- *instances*: F1 over IoU thresholds, objects that were split, merged, missed and added, frame by frame.
-- *ctc*: SEG of the Cell Tracking Challenge, by annotated frame and pooled.
+- *instances* and *ctc* are in `_object_scores`.
 """
 
 from __future__ import annotations
@@ -15,15 +14,10 @@ from typing import Any, Literal
 from unet_deploy.cli._pairing import Pair, Paired
 from unet_deploy.cli._planes import PlanePair
 from unet_deploy.metrics import (
-    InstanceCounter,
-    InstanceScores,
     IsbiScores,
     OverlapCounter,
-    PairCounter,
     PixelCounter,
     RandCounter,
-    SegCounter,
-    SegScores,
     VCounter,
     WarpingCounter,
 )
@@ -31,7 +25,6 @@ from unet_deploy.metrics.ctc import Frame
 from unet_deploy.metrics.instances import FrameErrors
 
 MAX_CONFUSION_CLASSES = 12
-MAX_FRAME_ROWS = 20
 
 ReadPair = Callable[[Pair], PlanePair]
 OnSlice = Callable[[int], None]
@@ -92,7 +85,8 @@ def score_classes(paired: Paired, read: ReadPair, *, names: Sequence[str], on_sl
     present = [c for c in scores.classes if c.true_pixels + c.predicted_pixels or c.label < len(names)]
     titles = {c.label: f"{c.label} {names[c.label]}" if c.label < len(names) else str(c.label) for c in present}
     rows = tuple(
-        (titles[c.label], *map(_four, (c.iou, c.dice, c.precision, c.recall)), f"{c.true_pixels:,}") for c in present
+        (titles[c.label], *map(four_digits, (c.iou, c.dice, c.precision, c.recall)), f"{c.true_pixels:,}")
+        for c in present
     )
     tables = [Table(title="by class", header=("class", "IoU", "Dice", "precision", "recall", "true px"), rows=rows)]
     confusion = [[scores.confusion[t.label][p.label] for p in present] for t in present]
@@ -226,152 +220,6 @@ def _threshold_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def score_instances(paired: Paired, read: ReadPair, *, thresholds: Sequence[float], on_slice: OnSlice) -> Evaluation:
-    """Score objects; those of one frame may span its slices."""
-    counter = InstanceCounter(thresholds=thresholds)
-    frames: list[Frame] = []
-    done = 0
-    for frame, pairs in paired.frames():
-        table = PairCounter()
-        for pair in pairs:
-            table.add(*read(pair))
-            on_slice(done := done + 1)
-        counter.add_pairs(table.counts())
-        frames.append(frame)
-    scores = counter.scores()
-    first = scores.thresholds[0]
-    rows = tuple(
-        (f"{s.threshold:g}", *map(_four, (s.f1, s.precision, s.recall, s.average_precision)), f"{s.true_positives:,}")
-        for s in scores.thresholds
-    )
-    return Evaluation(
-        kind="instances",
-        summary=(
-            Score(
-                key="mean_f1",
-                title="mean F1",
-                value=scores.mean_f1,
-                better="higher",
-                decimals=4,
-                note=f"over IoU above {first.threshold:g} to {scores.thresholds[-1].threshold:g}",
-            ),
-            Score(
-                key="f1",
-                title=f"F1 at {first.threshold:g}",
-                value=first.f1,
-                better="higher",
-                decimals=4,
-                note=f"{first.true_positives:,} matches",
-            ),
-            *_error_scores(scores),
-        ),
-        tables=(
-            Table(title="by IoU threshold", header=("IoU >", "F1", "precision", "recall", "AP", "matches"), rows=rows),
-        ),
-        details={
-            "thresholds": [
-                {
-                    "threshold": s.threshold,
-                    "f1": s.f1,
-                    "precision": s.precision,
-                    "recall": s.recall,
-                    "average_precision": s.average_precision,
-                    "mean_matched_iou": s.mean_matched_iou,
-                    "true_positives": s.true_positives,
-                    "false_positives": s.false_positives,
-                    "false_negatives": s.false_negatives,
-                }
-                for s in scores.thresholds
-            ],
-            "frames": [asdict(frame) for frame in scores.frames],
-        },
-        errors=dict(zip(frames, scores.frames, strict=True)),
-    )
-
-
-def _error_scores(scores: InstanceScores) -> tuple[Score, ...]:
-    true, predicted = f"of {scores.true_objects:,} true objects", f"of {scores.predicted_objects:,} predicted objects"
-    return (
-        Score(key="splits", title="split", value=scores.splits, better="lower", note=true),
-        Score(key="merges", title="merging", value=scores.merges, better="lower", note=predicted),
-        Score(key="missed", title="missed", value=scores.missed, better="lower", note=true),
-        Score(key="added", title="added", value=scores.added, better="lower", note=predicted),
-    )
-
-
-def score_ctc(paired: Paired, read: ReadPair, *, on_slice: OnSlice) -> Evaluation:
-    """Score annotated frames by SEG."""
-    counter, errors = SegCounter(), InstanceCounter(thresholds=(0.5,))
-    done = 0
-    for frame, pairs in paired.frames():
-        table = PairCounter()
-        for pair in pairs:
-            table.add(*read(pair))
-            on_slice(done := done + 1)
-        counts = table.counts()
-        counter.add_pairs(frame, counts)
-        errors.add_pairs(counts)
-    scores = counter.scores()
-    found = errors.scores()
-    unmatched = sum(item.match is None for item in scores.objects)
-    return Evaluation(
-        kind="ctc",
-        summary=(
-            Score(
-                key="seg",
-                title="SEG",
-                value=scores.seg,
-                better="higher",
-                note=f"{len(scores.objects):,} objects in {len(scores.frames)} frames, pooled",
-            ),
-            Score(key="mean_iou", title="mean IoU", value=scores.mean_iou, better="higher", note="without SEG's half"),
-            Score(
-                key="unmatched",
-                title="not matched",
-                value=unmatched,
-                better="lower",
-                note="true objects that no result object covers by more than half",
-            ),
-            *_error_scores(found)[:3],  # added ones cost nothing in SEG, and annotation may be partial
-        ),
-        tables=(_frame_table(scores),),
-        details=_seg_details(scores),
-        errors={frame.frame: error for frame, error in zip(scores.frames, found.frames, strict=True)},
-    )
-
-
-def _frame_table(scores: SegScores) -> Table:
-    return Table(
-        title="by frame",
-        header=("frame", "SEG", "mean IoU", "objects", "not matched"),
-        rows=tuple(
-            (
-                str(f.frame),
-                "none" if f.seg is None else f"{f.seg:.6f}",
-                "none" if f.mean_iou is None else f"{f.mean_iou:.6f}",
-                f"{len(f.objects):,}",
-                f"{sum(item.match is None for item in f.objects):,}",
-            )
-            for f in scores.frames
-        ),
-        is_detail=len(scores.frames) > MAX_FRAME_ROWS,
-    )
-
-
-def _seg_details(scores: SegScores) -> dict[str, Any]:
-    return {
-        "frames": [
-            {
-                "t": f.frame.t,
-                "z": f.frame.z,
-                "seg": f.seg,
-                "mean_iou": f.mean_iou,
-                "objects": [asdict(item) for item in f.objects],
-            }
-            for f in scores.frames
-        ]
-    }
-
-
-def _four(value: float | None) -> str:
+def four_digits(value: float | None) -> str:
+    """Return a score to four digits."""
     return "none" if value is None else f"{value:.4f}"

@@ -13,7 +13,6 @@ import base64
 import html
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy.typing as npt
 from unet_deploy.cli._evaluation import Table
 from unet_deploy.cli._evaluation_pictures import TITLES, Legend, SlicePicture
 from unet_deploy.errors import MissingDependencyError, OutputExistsError, OutputPathError
-from unet_deploy.picture import side_by_side, write_png
+from unet_deploy.picture import encode_png, side_by_side, write_png
 
 MAX_SLICES = 16
 GAP = 8
@@ -201,9 +200,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _data_uri(picture: npt.NDArray[np.uint8]) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        data = write_png(Path(folder) / "panel.png", picture).read_bytes()
-    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(encode_png(picture)).decode("ascii")
 
 
 # ---- PNG

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,23 +15,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from unet_deploy.cli import _options as flags
 from unet_deploy.cli import _planes as planes
 from unet_deploy.cli._evaluation import Evaluation
 from unet_deploy.cli._evaluation_pictures import SlicePicture, draw_classes, draw_instances, draw_membranes
-from unet_deploy.cli._pairing import Pair, Paired, is_ctc_result, is_ctc_truth, pair_ctc, pair_stacks
+from unet_deploy.cli._kinds import Seen, kind_of_classes, peek
+from unet_deploy.cli._objects import Objects
+from unet_deploy.cli._pairing import CTC_IMAGE, Pair, Paired, is_ctc_result, is_ctc_truth, pair_ctc, pair_stacks
 from unet_deploy.cli._segmented import MEMBRANE, Segmentation, read_segmentation, segment_images
 from unet_deploy.cli._stacks import Stack, is_zarr, open_files, open_stack
 from unet_deploy.errors import UsageError, ValueRangeError, VolumeNotFoundError
 from unet_deploy.metrics.ctc import Frame
 
 Say = Callable[[str], None]
-
-MAX_CLASS_VALUES = 16
-"""Labels above this are numbers of objects, or grey values."""
-_CTC_IMAGE = re.compile(r"t(\d+)\.tiff?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +50,8 @@ class Request:
     predicts: str | None
     per_slice: bool
     images: Path | None
+    tta: bool
+    min_size: int
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -67,6 +64,8 @@ class Inputs:
     reading: planes.Reading
     class_names: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
+    objects: Objects | None = None
+    """Makes the predicted objects, where the prediction is classes."""
     images: Stack | None = None
     image_of: Mapping[str, int] = field(default_factory=dict)
     _is_positive_seen: bool = False
@@ -79,7 +78,8 @@ class Inputs:
             return truth, prediction
         if self.kind == "classes":
             return planes.read_classes(self.paired, pair, self.reading)
-        return planes.read_instances(self.paired, pair)
+        truth, prediction = planes.read_instances(self.paired, pair)
+        return truth, prediction if self.objects is None else self.objects.read(pair)
 
     def require_positive_seen(self) -> None:
         """Refuse a `positive` that occurs nowhere.
@@ -123,18 +123,18 @@ def open_inputs(request: Request, stack: ExitStack, *, say: Say) -> Inputs:
         and is_ctc_result(request.prediction)
         and is_ctc_truth(request.truth)
     )
-    if is_ctc:
+    if is_ctc and request.model is None:
         return _open_ctc(request, stack, say=say)
-    truth = _open_truth(request, stack, say=say)
     if request.model is not None:
-        return _open_segmented_now(request, truth, stack, say=say)
+        return _open_segmented_now(request, stack, say=say)
+    truth = _open_truth(request, stack, say=say)
     segmentation = read_segmentation(request.prediction, say=say)
     if segmentation is not None:
         return _of_segmentation(request, segmentation, truth, stack, say=say)
     prediction = open_stack(request.prediction, axes=request.axes, channel=request.probability)
     stack.callback(prediction.close)
     paired = pair_stacks(prediction, truth)
-    seen = _peek(paired)
+    seen = peek(paired)
     kind, why = (request.kind, "as asked") if request.kind is not None else seen.guess()
     if kind == "classes":
         _require_common_labels(request, paired, seen, names=())
@@ -167,15 +167,27 @@ def _open_ctc(request: Request, stack: ExitStack, *, say: Say) -> Inputs:
     return _finish(request, paired, "ctc", why, planes.Reading(), class_names=(), stack=stack, say=say)
 
 
-def _open_segmented_now(request: Request, truth: Stack, stack: ExitStack, *, say: Say) -> Inputs:
-    artifact = flags.load_model(request.model)
-    volume = request.prediction if is_zarr(request.prediction) else None
+def _pair_images(request: Request, volume: Path | None, stack: ExitStack, *, say: Say) -> Paired:
+    """Pair images with their truth: what does not fit is said before the work."""
+    if request.kind == "ctc":
+        paired = pair_ctc(request.prediction, request.truth, is_images=True)
+        for opened in (paired.prediction, paired.truth):
+            stack.callback(opened.close)
+        return paired
+    truth = _open_truth(request, stack, say=say)
     first = (request.channels[0] if request.channels else 0) if volume is not None else None
     images = open_stack(request.prediction, axes=request.axes, channel=first)
     stack.callback(images.close)
-    paired = pair_stacks(images, truth)  # what does not fit is said before the work
+    return pair_stacks(images, truth)
+
+
+def _open_segmented_now(request: Request, stack: ExitStack, *, say: Say) -> Inputs:
+    volume = request.prediction if request.kind != "ctc" and is_zarr(request.prediction) else None
+    artifact = flags.load_model(request.model)
+    paired = _pair_images(request, volume, stack, say=say)
+    images = paired.prediction
     names = tuple(item.name for item in artifact.card.classes)
-    kind, why = _kind_of_classes(request, names)
+    kind, why = kind_of_classes(names, asked=request.kind, has_values=request.class_values is not None)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unet-deploy-", ignore_cleanup_errors=True)))
     segmentation = segment_images(
         images,
@@ -190,9 +202,10 @@ def _open_segmented_now(request: Request, truth: Stack, stack: ExitStack, *, say
             "input_range": request.input_range,
             "device": request.device,
             "threads": request.threads,
+            "tta": request.tta,
         },
     )
-    inputs = _of_segmentation(replace(request, kind=kind), segmentation, truth, stack, say=say, why=why)
+    inputs = _of_segmentation(replace(request, kind=kind), segmentation, paired, stack, say=say, why=why)
     inputs.name = artifact.card.name
     inputs.images = images
     inputs.image_of = {pair.name: pair.prediction for pair in paired.pairs}
@@ -200,16 +213,13 @@ def _open_segmented_now(request: Request, truth: Stack, stack: ExitStack, *, say
 
 
 def _of_segmentation(
-    request: Request, segmentation: Segmentation, truth: Stack, stack: ExitStack, *, say: Say, why: str = ""
+    request: Request, segmentation: Segmentation, truth: Stack | Paired, stack: ExitStack, *, say: Say, why: str = ""
 ) -> Inputs:
+    """Open a segmentation of ours; `truth` is paired with the images that were segmented, if they were just now."""
     names = segmentation.class_names
-    if request.kind in ("instances", "ctc"):
-        raise UsageError(
-            f"--kind {request.kind} came, and {segmentation.where} holds classes, not numbered objects",
-            f"classes: {', '.join(names)}",
-            fix="--kind classes or --kind membranes; or number the objects first",
-        )
-    kind, reason = _kind_of_classes(request, names, segmentation.kinds)
+    kind, reason = kind_of_classes(
+        names, asked=request.kind, has_values=request.class_values is not None, written=segmentation.kinds
+    )
     predicts: Literal["interior", "membrane"] = "interior"
     if kind == "membranes":
         index = segmentation.choose_class(request.probability)
@@ -222,57 +232,18 @@ def _of_segmentation(
     else:
         prediction, what = segmentation.open_labels(), "labels"
     stack.callback(prediction.close)
-    paired = pair_stacks(prediction, truth)
+    if isinstance(truth, Paired) and kind == "ctc":  # names of the challenge's images are not those of its truth
+        pairs = tuple(replace(pair, prediction=index) for index, pair in enumerate(truth.pairs))
+        paired = replace(truth, prediction=prediction, pairs=pairs)
+    else:
+        paired = pair_stacks(prediction, truth.truth if isinstance(truth, Paired) else truth)
     if kind == "classes":
-        _require_common_labels(request, paired, _peek(paired), names=names)
+        _require_common_labels(request, paired, peek(paired), names=names)
     reading = planes.Reading(positive=request.positive, class_values=request.class_values, predicts=predicts)
     return _finish(request, paired, kind, why or reason, reading, class_names=names, stack=stack, say=say, what=what)
 
 
-def _kind_of_classes(
-    request: Request, names: tuple[str, ...], written: tuple[str, ...] = ("labels", "probabilities")
-) -> tuple[str, str]:
-    if request.kind is not None:
-        return request.kind, "as asked"
-    membranes = [name for name in names if MEMBRANE.search(name)]
-    if len(membranes) == 1 and "probabilities" in written and request.class_values is None:
-        return "membranes", f"the class {membranes[0]!r}"
-    return "classes", "a segmentation into classes"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """Data types and values of truth and prediction in a few slices."""
-
-    dtypes: tuple[str, str]
-    values: tuple[set[int], set[int]]
-
-    def guess(self) -> tuple[str, str]:
-        """Return the kind, and why."""
-        truth, prediction = self.values
-        if self.dtypes[1].startswith("float"):
-            return "membranes", "the prediction is float"
-        are_many = [len(values) > 2 and max(values) > MAX_CLASS_VALUES for values in (truth, prediction)]
-        if are_many[1] and not are_many[0] and self.dtypes[1] == "uint8":
-            return "membranes", "the prediction is grey, the truth is not"
-        if any(are_many):
-            return "instances", f"labels above {MAX_CLASS_VALUES}"
-        return "classes", f"few labels: {', '.join(map(str, sorted(truth | prediction)))}"
-
-
-def _peek(paired: Paired) -> _Seen:
-    count = len(paired.pairs)
-    values: tuple[set[int], set[int]] = (set(), set())
-    dtypes = ["", ""]
-    for index in sorted({0, count // 2, count - 1}):
-        for number, plane in enumerate(paired.read(paired.pairs[index])):
-            dtypes[number] = plane.dtype.name
-            if plane.dtype.kind in "biu":
-                values[number].update(np.unique(plane).tolist())
-    return _Seen(dtypes=(dtypes[0], dtypes[1]), values=values)
-
-
-def _require_common_labels(request: Request, paired: Paired, seen: _Seen, *, names: tuple[str, ...]) -> None:
+def _require_common_labels(request: Request, paired: Paired, seen: Seen, *, names: tuple[str, ...]) -> None:
     if request.positive is None and request.class_values is None:
         planes.require_common_labels(*seen.values, names=names, paired=paired)
 
@@ -296,6 +267,10 @@ def _finish(
         say(f"kind: {kind} ({why}); choose with --kind")
     for note in paired.notes:
         say(f"note: {note}")
+    objects = _make_objects(request, paired, kind, what)
+    if objects is not None:
+        what = f"{what}; {objects.describe(class_names)}"
+        say(objects.describe(class_names))
     frames = f" in {len({p.frame for p in paired.pairs})} frame(s)" if kind in ("instances", "ctc") else ""
     facts = (
         ("prediction", f"{paired.prediction.where}: {_describe_prediction(kind, reading, what)}"),
@@ -309,10 +284,27 @@ def _finish(
         reading=reading,
         class_names=class_names,
         facts=facts,
+        objects=objects,
     )
     if request.images is not None:
         _open_images(request.images, inputs, stack)
     return inputs
+
+
+def _make_objects(request: Request, paired: Paired, kind: str, what: str) -> Objects | None:
+    """Return what numbers the objects of a segmentation of ours, which alone says `what` it is."""
+    if kind not in ("instances", "ctc"):
+        return None
+    if what:
+        return Objects(paired, min_size=request.min_size)
+    if request.min_size:
+        raise UsageError(
+            f"--min-size {request.min_size} came, and the objects of the prediction are numbered already",
+            f"in {paired.prediction.where}",
+            "it drops small ones of the objects that are made here, of a model's classes",
+            fix="leave it out",
+        )
+    return None
 
 
 def _describe_prediction(kind: str, reading: planes.Reading, what: str) -> str:
@@ -340,7 +332,7 @@ def _open_images(path: Path, inputs: Inputs, stack: ExitStack) -> None:
         of = pair_stacks(images, paired.truth)
         inputs.image_of = {mine.name: theirs.prediction for mine, theirs in zip(paired.pairs, of.pairs, strict=True)}
     else:
-        files = {int(m[1]): p for p in sorted(path.glob("*")) if (m := _CTC_IMAGE.fullmatch(p.name))}
+        files = {int(m[1]): p for p in sorted(path.glob("*")) if (m := CTC_IMAGE.fullmatch(p.name))}
         missing = sorted({pair.frame.t for pair in paired.pairs} - files.keys())
         if missing:
             raise VolumeNotFoundError(

@@ -25,8 +25,9 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        metavar="FILE",
-        help=f"Model file. Default: ${MODEL_VARIABLE}, ./{LOCAL_MODEL}, or the bundled EM-membrane network.",
+        metavar="FILE|NAME",
+        help="Model file, or the name of a bundled network, such as membrane. "
+        f"Default: ${MODEL_VARIABLE}, ./{LOCAL_MODEL}, or the bundled membrane.",
     ),
 ]
 ChannelOption = Annotated[
@@ -47,12 +48,16 @@ BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Tiles per forw
 MemoryOption = Annotated[
     int, typer.Option("--memory", metavar="MIB", min=1, help="Memory for activations when the tile is planned, in MiB.")
 ]
+TtaOption = Annotated[
+    bool, typer.Option("--tta", help="Average over the 8 turned and mirrored forms of each tile: 8 times the work.")
+]
 InputRangeOption = Annotated[
     str | None,
     typer.Option(
         "--input-range",
         metavar="LOW:HIGH",
-        help="Grey values of the volume that mean the ends of the model's range, e.g. 0:4095.",
+        help="Grey values of the volume that mean the ends of the model's range, e.g. 0:4095. "
+        "For a model that measures percentiles of each volume, these take their place: one scale for a whole series.",
     ),
 ]
 DeviceOption = Annotated[
@@ -107,10 +112,13 @@ def parse_input_range(text: str | None) -> tuple[float, float] | None:
 
 def load_model(option: Path | None, environment: Mapping[str, str] = os.environ) -> Artifact:
     """Return the model to use: --model, the environment's, ./model.onnx, or the bundled one, said aloud."""
-    from unet_deploy.runtime.artifact import load_artifact, load_bundled_artifact
+    from unet_deploy.runtime.artifact import is_bundled, load_artifact, load_bundled_artifact
 
     if option is not None:
-        return load_artifact(option)
+        artifact = load_artifact(option)
+        if is_bundled(option):
+            _say_bundled(artifact)
+        return artifact
     if named := environment.get(MODEL_VARIABLE):
         typer.echo(f"model: {named} (from ${MODEL_VARIABLE})", err=True)
         return load_artifact(named)
@@ -118,6 +126,10 @@ def load_model(option: Path | None, environment: Mapping[str, str] = os.environ)
         typer.echo(f"model: ./{LOCAL_MODEL}", err=True)
         return load_artifact(LOCAL_MODEL)
     artifact = load_bundled_artifact()
+    _say_bundled(artifact)
+    return artifact
+
+
+def _say_bundled(artifact: Artifact) -> None:
     typer.echo(f"model: the bundled {artifact.card.name}, trained on: {artifact.card.training.data}", err=True)
     typer.echo(f"       {artifact.card.training.licence}", err=True)
-    return artifact

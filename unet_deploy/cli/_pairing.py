@@ -23,6 +23,7 @@ from unet_deploy.errors import SeveralImagesError, ShapeMismatchError, VolumeNot
 from unet_deploy.metrics.ctc import Frame, require_frames
 
 _RESULT = re.compile(r"mask(\d+)\.tiff?", re.IGNORECASE)
+CTC_IMAGE = re.compile(r"t(\d+)\.tiff?", re.IGNORECASE)
 _TRUTH = re.compile(r"man_seg_?(\d+)(?:_(\d+))?\.tiff?", re.IGNORECASE)
 
 
@@ -139,8 +140,8 @@ def is_ctc_truth(path: Path) -> bool:
     return folder.is_dir() and any(_TRUTH.fullmatch(child.name) for child in folder.iterdir())
 
 
-def pair_ctc(result: Path, truth: Path) -> Paired:
-    """Pair a result of the Cell Tracking Challenge with its annotated frames.
+def pair_ctc(result: Path, truth: Path, *, is_images: bool = False) -> Paired:
+    """Pair a result of the Cell Tracking Challenge, or its images ``tTTT.tif``, with its annotated frames.
 
     Raises
     ------
@@ -151,15 +152,16 @@ def pair_ctc(result: Path, truth: Path) -> Paired:
     ConfigurationError
         If a frame of the truth has another number of slices than its result.
     """
-    for what, path in (("result", result), ("truth", truth)):
+    pattern, first, name = (CTC_IMAGE, "01", "tTTT.tif") if is_images else (_RESULT, "01_RES", "maskTTT.tif")
+    for what, path in (("folder of images" if is_images else "result", result), ("truth", truth)):
         if not path.is_dir():
             raise VolumeNotFoundError(
                 f"the {what} {path} is no folder",
-                "the challenge's layout is 01_RES/maskTTT.tif and 01_GT/SEG/man_segTTT.tif",
-                fix="give 01_RES and 01_GT, or --kind instances for single files",
+                f"the challenge's layout is {first}/{name} and 01_GT/SEG/man_segTTT.tif",
+                fix=f"give {first} and 01_GT, or --kind instances for single files",
             )
     folder = _annotation_folder(truth)
-    results = {frame.t: path for frame, (path, _) in _find(result, _RESULT).items()}
+    results = {frame.t: path for frame, (path, _) in _find(result, pattern).items()}
     annotated = _find(folder, _TRUTH)
     require_frames(annotated.keys(), [frame for frame in annotated if frame.t in results])
     times = sorted({frame.t for frame in annotated})

@@ -84,7 +84,7 @@ def _bar() -> Iterator[ProgressCallback]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description:<8}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
         tasks: dict[str, Any] = {}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from unet_deploy.cli._report import show_progress
 from unet_deploy.cli._stacks import Slice, Stack, is_zarr, join_stacks, open_stack
 from unet_deploy.errors import ChannelError, NotAVolumeError, UsageError
+from unet_deploy.percentiles import PercentileSearch, scale_by_range
 from unet_deploy.runtime.layout import LABELS_NAME
 from unet_deploy.runtime.output import read_provenance
 
@@ -172,17 +174,50 @@ def segment_images(
                     f"{images.where} has one channel, and its axes are known",
                     fix="leave them out",
                 )
+            percentiles = artifact.card.normalisation.percentiles
+            if percentiles is not None and options["input_range"] is None:
+                images, options = _scaled(images, percentiles), {**options, "input_range": (0.0, 1.0)}
             for number, group in enumerate(_groups(images, wanted)):
                 source = folder / f"images_{number}.ome.zarr"
                 write_volume(source, group)
                 run(source, options, progress)
     return Segmentation(
-        where=f"{images.where}, segmented by {artifact.card.name}",
+        where=f"{images.where}, segmented by {artifact.card.name}"
+        + (" over turned and mirrored images" if options["tta"] else ""),
         stores=tuple(stores),
         class_names=tuple(item.name for item in artifact.card.classes),
         kinds=(write,),
         slices=images.slices if volume is not None else tuple(images.slices[index] for index in wanted),
     )
+
+
+def _scaled(images: Stack, percentiles: tuple[float, float]) -> Stack:
+    """Return the images scaled as the model scales a volume: those of each file together, then 0..1 is the range.
+
+    Files of a folder are volumes of their own, in whatever stores they are segmented together.
+    """
+    found: dict[str | None, tuple[float, float]] = {}
+
+    def read(index: int) -> npt.NDArray[Any]:
+        stem = images.slices[index].stem
+        if stem not in found:
+            found.clear()  # slices come in order
+            found[stem] = _measure(
+                images, [i for i, item in enumerate(images.slices) if item.stem == stem], percentiles
+            )
+        return scale_by_range(images.read(index), found[stem])
+
+    return Stack(where=images.where, slices=images.slices, read=read, is_folder=images.is_folder)
+
+
+def _measure(images: Stack, indices: Sequence[int], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Return the grey values at the percentiles of some slices, read one by one."""
+    where = f"{images.where}, {images.slices[indices[0]]}"
+    sizes, dtypes = zip(*((plane.size, plane.dtype) for plane in map(images.read, indices)), strict=True)
+    search = PercentileSearch.begin(str(np.result_type(*dtypes)), sum(sizes), percentiles, source=where)
+    while not search.is_done:
+        search = search.narrowed(reduce(np.add, (search.count(images.read(i), source=where) for i in indices)))
+    return search.values
 
 
 def _groups(images: Stack, wanted: Sequence[int]) -> Iterator[npt.NDArray[Any]]:

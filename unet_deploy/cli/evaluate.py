@@ -11,25 +11,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unet_deploy.cli import _options as flags
+from unet_deploy.cli._evaluate_flags import (
+    KINDS,
+    TABLES,
+    check_flags,
+    check_flags_of_kind,
+    check_names,
+    parse_thresholds,
+)
 from unet_deploy.cli._report import format_seconds, show_json, show_progress, show_rows
 from unet_deploy.cli.train import parse_classes
-from unet_deploy.errors import ConfigurationError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from unet_deploy.cli._comparison import Comparison
     from unet_deploy.cli._evaluation import Evaluation, Table
     from unet_deploy.cli._inputs import Inputs
-
-KINDS = ("classes", "membranes", "instances", "ctc")
-TABLES = {"isbi2012": "membranes", "ctc2015": "ctc"}
-"""The paper's tables, and the kind of scores that each shows."""
 
 
 def evaluate(
@@ -44,12 +46,14 @@ def evaluate(
         str | None, typer.Option("--kind", metavar="|".join(KINDS), help="What to score. Default: by what is there.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", metavar="FILE", help="Segment PREDICTION, images, with this first.")
+        Path | None,
+        typer.Option("--model", "-m", metavar="FILE|NAME", help="Segment PREDICTION, images, with this first."),
     ] = None,
     channel: flags.ChannelOption = None,
     input_range: flags.InputRangeOption = None,
     device: flags.DeviceOption = "auto",
     threads: flags.ThreadsOption = 0,
+    tta: flags.TtaOption = False,
     axes: flags.AxesOption = None,
     truth_axes: Annotated[
         str | None, typer.Option("--truth-axes", metavar="NAMES", help="Axis names of TRUTH, a bare Zarr array.")
@@ -91,6 +95,12 @@ def evaluate(
     per_slice: Annotated[
         bool, typer.Option("--per-slice", help="Objects do not continue from slice to slice (instances).")
     ] = False,
+    min_size: Annotated[
+        int,
+        typer.Option(
+            "--min-size", metavar="PX", min=0, help="Drop smaller objects of those made of a model's classes."
+        ),
+    ] = 0,
     compare: Annotated[
         str | None, typer.Option("--compare", metavar="isbi2012|ctc2015", help="Show your row in the paper's table.")
     ] = None,
@@ -112,9 +122,9 @@ def evaluate(
     Zarr and TIFF volumes are read slice by slice, and may be larger than memory.
     """
     started = time.perf_counter()
-    _check_names(kind=kind, compare=compare, compare_by=compare_by, predicts=predicts)
-    _check_flags(kind=kind, compare=compare, model=model, images=images, report=report)
-    parsed = _parse_thresholds(thresholds)
+    check_names(kind=kind, compare=compare, compare_by=compare_by, predicts=predicts)
+    check_flags(kind=kind, compare=compare, model=model, images=images, report=report, tta=tta)
+    parsed = parse_thresholds(thresholds)
     if radius is not None:
         from unet_deploy.metrics import WarpingCounter
 
@@ -143,10 +153,12 @@ def evaluate(
         predicts=predicts,
         per_slice=per_slice,
         images=images,
+        tta=tta,
+        min_size=min_size,
     )
     with ExitStack() as stack:
         inputs = open_inputs(request, stack, say=_say)
-        _check_flags_of_kind(
+        check_flags_of_kind(
             inputs.kind,
             positive=positive,
             classes=classes,
@@ -155,6 +167,7 @@ def evaluate(
             radius=radius,
             thresholds=parsed,
             per_slice=per_slice,
+            min_size=min_size or None,
         )
         evaluation = _score(inputs, thresholds=parsed, radius=-1 if radius is None else radius)
         comparison = None
@@ -175,105 +188,9 @@ def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _check_names(*, kind: str | None, compare: str | None, compare_by: str | None, predicts: str | None) -> None:
-    for what, came, known in (
-        ("kind of scores", kind, KINDS),
-        ("published table", compare, tuple(TABLES)),
-        ("meaning of a probability", predicts, ("interior", "membrane")),
-    ):
-        if came is not None and came not in known:
-            raise UnknownNameError.of_unknown_name(what, came, known)
-    if compare_by is not None:
-        if compare is None:
-            raise UsageError(
-                f"--compare-by {compare_by} came without --compare",
-                "it names a column of one of the paper's tables",
-                fix=f"--compare {' or '.join(TABLES)}",
-            )
-        from unet_deploy.metrics.published import published_table
-
-        published_table(compare).column(compare_by)  # says which columns there are, before any work
-
-
-def _check_flags(
-    *, kind: str | None, compare: str | None, model: Path | None, images: Path | None, report: Path | None
-) -> None:
-    if kind is not None and compare is not None and TABLES[compare] != kind:
-        raise UsageError(
-            f"--compare {compare} came with --kind {kind}",
-            f"that table's measures are those of {TABLES[compare]}",
-            fix=f"--kind {TABLES[compare]} --compare {compare}",
-        )
-    if model is not None and kind in ("instances", "ctc"):
-        raise UsageError(
-            f"--model came with --kind {kind}",
-            "a model gives classes and probabilities of pixels, not numbered objects",
-            fix="--kind classes or --kind membranes; or number the objects first, and evaluate without --model",
-        )
-    if images is not None and (report is None or model is not None):
-        raise UsageError(
-            "--images came " + ("with --model" if model is not None else "without --report"),
-            "they are drawn in the report; with --model, PREDICTION is the images",
-            fix="leave --images out" if model is not None else "--report report.html",
-        )
-
-
-def _check_flags_of_kind(kind: str, **given: Any) -> None:
-    """Refuse flags that would change nothing, once the kind is known."""
-    meaning = {
-        "positive": ("membranes", "classes"),
-        "classes": ("classes",),
-        "probability": ("membranes",),
-        "predicts": ("membranes",),
-        "radius": ("membranes",),
-        "thresholds": ("membranes", "instances"),
-        "per_slice": ("instances",),
-    }
-    for name, kinds in meaning.items():
-        if given[name] not in (None, False) and kind not in kinds:
-            flag = {"classes": "--class"}.get(name, "--" + name.replace("_", "-"))
-            raise UsageError(
-                f"{flag} came, which says nothing about {kind}",
-                f"it is for {' and '.join(kinds)}",
-                fix=f"leave it out, or --kind {kinds[0]}",
-            )
-    if kind == "instances" and given["thresholds"] is not None and given["thresholds"][0] < 0.5:
-        raise ConfigurationError(
-            f"--thresholds {given['thresholds'][0]:g},... came for instances; IoU thresholds lie in [0.5, 1)",
-            "below 0.5 an object could match several others",
-            fix="--thresholds 0.5,0.75,0.95",
-        )
-    if given["positive"] is not None and given["classes"]:
-        raise UsageError(
-            "--positive and --class came together",
-            "both say which value of the truth is which class",
-            fix="leave one of them out",
-        )
-
-
-def _parse_thresholds(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigurationError(
-            f"--thresholds {text} came, numbers with commas between were expected",
-            "on the probability of the inside of cells, or on IoU",
-            fix="--thresholds 0.5,0.75,0.95",
-        ) from error
-    if not all(0 <= value < 1 for value in values) or any(b <= a for a, b in pairwise(values)):
-        known = sorted({value for value in values if 0 <= value < 1}) or [0.5]
-        raise ConfigurationError(
-            f"--thresholds {text} came; they must increase and lie in [0, 1)",
-            "scores are listed in their order; nothing is above 1",
-            fix=f"--thresholds {','.join(f'{value:g}' for value in known)}",
-        )
-    return values
-
-
 def _score(inputs: Inputs, *, thresholds: tuple[float, ...] | None, radius: int) -> Evaluation:
     from unet_deploy.cli import _evaluation as scoring
+    from unet_deploy.cli import _object_scores as objects
     from unet_deploy.metrics import IOU_THRESHOLDS, ISBI_THRESHOLDS
 
     with show_progress() as progress:
@@ -289,9 +206,9 @@ def _score(inputs: Inputs, *, thresholds: tuple[float, ...] | None, radius: int)
                 return scored
             case "instances":
                 chosen = IOU_THRESHOLDS if thresholds is None else thresholds
-                return scoring.score_instances(paired, read, thresholds=chosen, on_slice=on_slice)
+                return objects.score_instances(paired, read, thresholds=chosen, on_slice=on_slice)
             case _:
-                return scoring.score_ctc(paired, read, on_slice=on_slice)
+                return objects.score_ctc(paired, read, on_slice=on_slice)
 
 
 def _count_slices(total: int, progress: Callable[[Any], None]) -> Callable[[int], None]:

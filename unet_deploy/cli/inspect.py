@@ -11,17 +11,19 @@ from unet_deploy.cli import _options as flags
 from unet_deploy.cli._report import format_bytes, format_seconds, show_json, show_rows
 
 if TYPE_CHECKING:
-    from unet_deploy.card import ModelCard
+    from unet_deploy.card import ModelCard, Normalisation
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="X", help="A model (.onnx, .pt) or a volume.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="X", help="A model (.onnx, .pt), a bundled network's name, or a volume.")
+    ],
     axes: flags.AxesOption = None,
     level: flags.LevelOption = 0,
     as_json: flags.JsonOption = False,
 ) -> None:
     """Say what a model or a volume is."""
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" or _is_bundled(path):
         rows, facts = _inspect_artifact(path)
     elif path.suffix == ".pt":
         rows, facts = _inspect_checkpoint(path)
@@ -33,6 +35,14 @@ def inspect(
         show_rows(rows)
 
 
+def _is_bundled(path: Path) -> bool:
+    if path.exists():
+        return False
+    from unet_deploy.runtime.artifact import is_bundled
+
+    return is_bundled(path)
+
+
 def _inspect_artifact(path: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     from unet_deploy.card_json import card_to_object
     from unet_deploy.runtime.artifact import load_artifact
@@ -41,7 +51,7 @@ def _inspect_artifact(path: Path) -> tuple[list[tuple[str, str]], dict[str, Any]
     facts = {**card_to_object(artifact.card), "sha256": artifact.sha256, "nodes": artifact.n_nodes}
     facts.pop("test_tensor")
     rows = [
-        ("artifact", f"{path}, {format_bytes(len(artifact.data))}, {artifact.n_nodes} nodes"),
+        ("artifact", f"{artifact.source}, {format_bytes(len(artifact.data))}, {artifact.n_nodes} nodes"),
         *_card_rows(artifact.card),
     ]
     return [*rows, ("sha256", artifact.sha256)], facts
@@ -81,13 +91,7 @@ def _card_rows(card: ModelCard) -> list[tuple[str, str]]:
             f"channels: {', '.join(card.input.channels)}",
         ),
         ("pixel size", "unknown" if size is None else f"{size[0]:g} × {size[1]:g} nm (y x)"),
-        (
-            "normalised",
-            "; ".join(
-                f"(v − {m:.5g}) / {s:.5g}" for m, s in zip(card.normalisation.mean, card.normalisation.std, strict=True)
-            )
-            + f", from {card.normalisation.source}",
-        ),
+        *_normalisation_rows(card.normalisation),
         *(("class", f"{index} {c.name} ({c.colour})") for index, c in enumerate(card.classes)),
         ("data", training.data),
         ("licence", training.licence),
@@ -98,6 +102,19 @@ def _card_rows(card: ModelCard) -> list[tuple[str, str]]:
             f"seed {training.seed}, " + ", ".join(f"{k} {v}" for k, v in training.versions.items()),
         ),
         ("scores", f"{scores or 'none'} on {', '.join(training.validation) or 'nothing held out'}"),
+    ]
+
+
+def _normalisation_rows(normalisation: Normalisation) -> list[tuple[str, str]]:
+    constants = zip(normalisation.mean, normalisation.std, strict=True)
+    steps = "; ".join(f"(v − {mean:.5g}) / {std:.5g}" for mean, std in constants)
+    rows = [("normalised", f"{steps}, from {normalisation.source}")]
+    if normalisation.percentiles is None:
+        return rows
+    low, high = normalisation.percentiles
+    return [
+        ("scaled", f"percentiles {low:g} and {high:g} of each channel of the volume become 0 and 1, then"),
+        *rows,
     ]
 
 

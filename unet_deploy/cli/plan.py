@@ -28,6 +28,7 @@ def plan(
     tile: flags.TileOption = None,
     batch: flags.BatchOption = 1,
     memory: flags.MemoryOption = 2048,
+    tta: flags.TtaOption = False,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not time a tile to estimate the duration.")] = False,
     as_json: flags.JsonOption = False,
 ) -> None:
@@ -44,18 +45,20 @@ def plan(
         tile=flags.parse_tile(tile),
         batch=batch,
         memory_bytes=memory * 2**20,
+        tta=tta,
         input_range=flags.parse_input_range(input_range),
     )
     spec = ready.output_spec(default_output(volume), KINDS)
     seconds_per_tile = None if no_probe else _time_tile(ready, device=device, threads=threads)
     facts: dict[str, Any] = {
         **ready.plan.to_object(),
+        "statistics_bytes": ready.statistics_bytes,
         "output": spec.path,
         "disk_bytes": spec.raw_bytes,
         "disk_free_bytes": shutil.disk_usage(Path(spec.path).resolve().parent).free,
         "pyramid_levels": spec.n_levels,
         "seconds_per_tile": seconds_per_tile,
-        "seconds": None if seconds_per_tile is None else seconds_per_tile * ready.plan.n_tiles,
+        "seconds": None if seconds_per_tile is None else seconds_per_tile * ready.plan.n_tiles * ready.plan.passes,
     }
     if as_json:
         show_json(facts)
@@ -89,18 +92,29 @@ def _show(ready: Preparation, facts: dict[str, Any]) -> None:
         ("volume", f"{info.path}: {info.axes} {' × '.join(map(str, info.shape))} {info.dtype}"),
         ("model", f"{ready.artifact.card.name} ({ready.artifact.source})"),
         ("tiles", f"{p.n_tiles} of {p.tile_y} × {p.tile_x} px, each keeping {core}"),
+        *([("tta", f"each tile {p.passes} times, turned and mirrored, and the mean of the results")] if p.tta else []),
         ("blocks", f"{p.n_blocks} of {' × '.join(map(str, p.block_shape))} (z y x)"),
         ("chunks out", " × ".join(map(str, p.grid.chunk)) + (f", shards {p.grid.shard}" if p.grid.shard else "")),
         ("work", f"{p.flops / 1e12:.3g} TFLOP, {(p.flops_ratio - 1):.0%} more than an endless tile would need"),
         ("read", f"{format_bytes(facts['bytes_read'])} with halos"),
+        *_statistics_rows(ready),
         ("memory", f"about {format_bytes(p.peak_memory_bytes)}, whatever the volume's size"),
         ("disk", f"up to {format_bytes(facts['disk_bytes'])}, {format_bytes(facts['disk_free_bytes'])} free"),
         (
             "time",
             "not estimated"
             if facts["seconds"] is None
-            else f"about {format_seconds(facts['seconds'])}: one tile took {facts['seconds_per_tile']:.2f} s just now",
+            else f"about {format_seconds(facts['seconds'])}: one tile took {facts['seconds_per_tile']:.2f} s just now"
+            + (f", {p.passes} times" if p.tta else ""),
         ),
         ("output", f"{facts['output']}, {facts['pyramid_levels']} level(s)"),
     ]
     show_rows(rows)
+
+
+def _statistics_rows(ready: Preparation) -> list[tuple[str, str]]:
+    percentiles = ready.artifact.card.normalisation.percentiles
+    if ready.normaliser is not None or percentiles is None:
+        return []
+    text = f"{format_bytes(ready.statistics_bytes)} are read first, for the volume's percentiles"
+    return [("statistics", f"{text} {percentiles[0]:g} and {percentiles[1]:g}; --input-range takes their place")]

@@ -19,6 +19,7 @@ from unet_deploy.cli._report import (
 
 if TYPE_CHECKING:
     from unet_deploy.runtime.pipeline import SegmentationResult
+    from unet_deploy.runtime.statistics import VolumeStatistics
 
 
 def segment(
@@ -42,6 +43,7 @@ def segment(
     tile: flags.TileOption = None,
     batch: flags.BatchOption = 1,
     memory: flags.MemoryOption = 2048,
+    tta: flags.TtaOption = False,
     scheduler: Annotated[
         str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler. Default: in this process.")
     ] = None,
@@ -73,6 +75,7 @@ def segment(
             tile=flags.parse_tile(tile),
             batch=batch,
             memory_bytes=memory * 2**20,
+            tta=tta,
             scheduler=scheduler,
             check_free_space=not no_space_check,
             progress=progress,
@@ -91,6 +94,7 @@ def result_to_object(result: SegmentationResult) -> dict[str, Any]:
         "pixels": result.plan.extents.pixels,
         "pixels_per_second": result.pixels_per_second,
         "class_fractions": result.class_fractions,
+        "statistics": None if result.statistics is None else result.statistics.to_object(),
         "seconds": result.seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "engine": result.engine.to_object(),
@@ -102,18 +106,22 @@ def show_result(result: SegmentationResult) -> None:
     """Print the summary of a finished run."""
     plan, seconds = result.plan, result.seconds
     peak = peak_memory_bytes()
-    extents = plan.extents
+    extents, statistics = plan.extents, result.statistics
+    measuring = "" if statistics is None else f"statistics {seconds['statistics']:.1f}, "
     rows = [
         ("output", str(result.output)),
         ("labels", str(result.labels) if result.labels is not None else "not written"),
         *(("share", f"{fraction:6.1%} {name}") for name, fraction in result.class_fractions.items() if result.labels),
+        *([] if statistics is None else [("grey values", _describe_statistics(statistics))]),
         ("pixels", f"{extents.pixels:,} ({extents.t} × {extents.z} × {extents.y} × {extents.x} t z y x)"),
         (
             "time",
             f"{format_seconds(seconds['total'])}, {result.pixels_per_second / 1e6:.2f} Mpx/s "
-            f"(preparing {seconds['prepare']:.1f}, blocks {seconds['blocks']:.1f}, pyramid {seconds['pyramid']:.1f})",
+            f"(preparing {seconds['prepare']:.1f}, {measuring}blocks {seconds['blocks']:.1f}, "
+            f"pyramid {seconds['pyramid']:.1f})",
         ),
         ("tiles", f"{plan.n_tiles} of {plan.tile_y} × {plan.tile_x} px in {plan.n_blocks} blocks"),
+        *([("tta", f"each the mean of {plan.passes} turned and mirrored forms")] if plan.tta else []),
         (
             "engine",
             f"{result.engine.engine} {result.engine.versions.get('onnxruntime', '')}, {result.engine.precision}",
@@ -121,3 +129,14 @@ def show_result(result: SegmentationResult) -> None:
         ("memory", format_bytes(peak) if peak is not None else "not measured on this system"),
     ]
     show_rows(rows)
+
+
+def _describe_statistics(statistics: VolumeStatistics) -> str:
+    """Return the grey values measured, in words; with one channel also as the flag that means the same elsewhere."""
+    low, high = statistics.percentiles
+    pairs = [f"{first:g}:{last:g}" for first, last in statistics.ranges]
+    text = f"{', '.join(pairs)} are the percentiles {low:g} and {high:g} of the volume"
+    if len(pairs) == 1 and statistics.ranges[0][0] < statistics.ranges[0][1]:
+        first, last = statistics.ranges[0]
+        text += f" (--input-range {first!r}:{last!r} gives another volume the same scale)"
+    return text

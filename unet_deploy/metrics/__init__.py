@@ -3,9 +3,10 @@
 >>> from unet_deploy.metrics import isbi_scores, seg_scores
 
 The ISBI challenges of 2012 and 2015 (`isbi_scores`: pixel, Rand and warping error, V_Rand, V_info), the Cell Tracking
-Challenge (`seg_scores`), overlap of classes (`class_overlap`), objects found, split and merged (`instance_scores`), and
-the paper's tables to stand beside (`published_table`). Counters take a volume slice by slice. Importing this package
-costs nothing: each name is imported on first use, and SciPy when something is scored that needs it.
+Challenge (`seg_scores`), overlap of classes (`class_overlap`), objects found, split and merged (`instance_scores`),
+touching ones kept apart (`count_touching_pairs`), and the paper's tables to stand beside (`published_table`). Counters
+take a volume slice by slice. Importing this package costs nothing: each name is imported on first use, and SciPy when
+something is scored that needs it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unet_deploy.metrics._isbi_input import ISBI_THRESHOLDS, SliceReadable
     from unet_deploy.metrics._warp import Mismatch
+    from unet_deploy.metrics.components import number_components
     from unet_deploy.metrics.ctc import (
         Frame,
         FrameScore,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         place,
         published_table,
     )
+    from unet_deploy.metrics.touching import TouchingPairs, count_separated, count_touching_pairs, find_touching
     from unet_deploy.metrics.vrand import PixelPairs, VCounter, VScore, VScores, v_scores
     from unet_deploy.metrics.warping import (
         WHOLE_IMAGE,
@@ -104,6 +107,7 @@ _HOMES = {
     "SegScores": "ctc",
     "SliceReadable": "_isbi_input",
     "ThresholdScore": "instances",
+    "TouchingPairs": "touching",
     "VCounter": "vrand",
     "VScore": "vrand",
     "VScores": "vrand",
@@ -113,9 +117,13 @@ _HOMES = {
     "WarpingScores": "warping",
     "class_overlap": "overlap",
     "count_pairs": "pairs",
+    "count_separated": "touching",
+    "count_touching_pairs": "touching",
     "find_mismatches": "warping",
+    "find_touching": "touching",
     "instance_scores": "instances",
     "isbi_scores": "isbi",
+    "number_components": "components",
     "pixel_error": "isbi",
     "place": "published",
     "published_table": "published",
@@ -162,6 +170,7 @@ __all__ = [
     "SegScores",
     "SliceReadable",
     "ThresholdScore",
+    "TouchingPairs",
     "VCounter",
     "VScore",
     "VScores",
@@ -170,9 +179,13 @@ __all__ = [
     "WarpingScores",
     "class_overlap",
     "count_pairs",
+    "count_separated",
+    "count_touching_pairs",
     "find_mismatches",
+    "find_touching",
     "instance_scores",
     "isbi_scores",
+    "number_components",
     "pixel_error",
     "place",
     "published_table",

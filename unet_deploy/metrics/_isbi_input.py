@@ -102,6 +102,25 @@ def is_inside(probability: Probability, threshold: float) -> Mask:
     return inside
 
 
+def import_ndimage() -> Any:
+    """Return ``scipy.ndimage``.
+
+    Raises
+    ------
+    MissingDependencyError
+        If SciPy is not installed.
+    """
+    try:
+        from scipy import ndimage
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "scipy":
+            raise
+        raise MissingDependencyError.of_extra(
+            "scipy", extra="evaluate", purpose="finding the cells of a segmentation"
+        ) from error
+    return ndimage
+
+
 def label_components(labels: Labels, *, neighbours: Literal[4, 8] = 4) -> npt.NDArray[np.intp]:
     """Number the connected regions of equal label of a slice (y, x) from 1; label 0 is no region.
 
@@ -119,14 +138,7 @@ def label_components(labels: Labels, *, neighbours: Literal[4, 8] = 4) -> npt.ND
            [0, 0, 2],
            [3, 0, 2]])
     """
-    try:
-        from scipy import ndimage
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "scipy":
-            raise
-        raise MissingDependencyError.of_extra(
-            "scipy", extra="evaluate", purpose="finding the cells of a segmentation"
-        ) from error
+    ndimage = import_ndimage()
     mask = labels != 0
     if neighbours == 8:
         components = ndimage.label(mask, np.ones((3, 3)))[0]
