@@ -22,7 +22,7 @@ from unet_deploy.training._report_curves import MAX_POINTS, Line, Mark, asks_for
 from unet_deploy.training.augment import draw_patch
 from unet_deploy.training.config import Metric, TrainingConfig
 from unet_deploy.training.data import AnnotatedImage, TrainingData
-from unet_deploy.training.loop import learning_rate
+from unet_deploy.training.loop import count_cells, draw_image, learning_rate
 from unet_deploy.training.state import History
 from unet_deploy.training.validation import HIGHER_IS_BETTER, Validation, to_tensor
 from unet_deploy.training.weight_map import class_weights, weight_map
@@ -108,9 +108,10 @@ def _series(history: History) -> dict[Metric, list[tuple[float, float]]]:
 def patches(data: TrainingData, config: TrainingConfig) -> Iterator[str]:
     """Draw the first patches as the loop does, from a generator of the same seed but not the loop's own."""
     generator = torch.Generator().manual_seed(config.seed)
+    cells = torch.tensor([count_cells(a) for a in data.training], dtype=torch.float64)
     drawn = []
     for _ in range(PATCHES):
-        annotated = data.training[int(torch.randint(len(data.training), (), generator=generator))]
+        annotated = data.training[draw_image(cells, config.sampling, generator=generator)]
         is_open = np.zeros(annotated.label.shape, np.bool_) if annotated.ignored is None else annotated.ignored
         truth = torch.from_numpy(np.stack([annotated.label, is_open]).astype(np.float32))  # (2, y, x)
         tile, label, ignored = draw_patch(

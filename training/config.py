@@ -12,6 +12,7 @@ from unet_deploy.training.augment import AugmentationConfig, Deformation
 from unet_deploy.training.data import TrainingData
 
 Optimiser = Literal["sgd", "adam"]
+Sampling = Literal["images", "cells"]
 Metric = Literal["pixel_disagreement", "foreground_dice", "rand_error", "seg"]
 
 
@@ -25,6 +26,7 @@ class TrainingConfig:
     `border_weight` and `border_sigma_px` are the paper's w_0 and σ; they count where the data tell cells apart.
     `steps` decides the schedule; `max_seconds` only ends a run early. The best network is that of the
     validation with the best `best_by`; None takes what suits the labels (`validation.default_metric`).
+    `sampling` draws every image alike, or in proportion to its cells, for images that hold few cells or many.
     `device` is ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; `threads` are torch's own on the CPU, None leaves their
     number as it is. `mixed_precision` (bfloat16 where the GPU has it) and channels-last memory are for GPUs only.
     """
@@ -50,6 +52,7 @@ class TrainingConfig:
     border_sigma_px: float = 5.0
     validation_every_steps: int = 100
     best_by: Metric | None = None
+    sampling: Sampling = "images"
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
@@ -78,6 +81,7 @@ def config_problems(config: TrainingConfig) -> list[str]:
         *_not(config, "in [0, 1)", lambda v: 0 <= v < 1, "dropout", "momentum"),
         *_not(config, "in [0, 1]", lambda v: 0 <= v <= 1, "final_learning_rate_ratio"),
         *_not(config, f"one of {', '.join(get_args(Optimiser))}", lambda v: v in get_args(Optimiser), "optimiser"),
+        *_not(config, f"one of {', '.join(get_args(Sampling))}", lambda v: v in get_args(Sampling), "sampling"),
         *_not(config, f"one of {', '.join(get_args(Metric))}", lambda v: v is None or v in get_args(Metric), "best_by"),
         *_not(
             augmentation,

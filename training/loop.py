@@ -30,7 +30,7 @@ import unet_deploy
 from unet_deploy.card import ClassInfo, InputContract, ModelCard, Network, Normalisation, Training
 from unet_deploy.errors import ConfigurationError, UsageError
 from unet_deploy.training.augment import draw_patch
-from unet_deploy.training.config import About, TrainingConfig, check_config
+from unet_deploy.training.config import About, Sampling, TrainingConfig, check_config
 from unet_deploy.training.data import AnnotatedImage, TrainingData
 from unet_deploy.training.device import open_device, precision
 from unet_deploy.training.loss import weighted_cross_entropy
@@ -147,21 +147,21 @@ def train_unet(
         generator = torch.Generator().manual_seed(config.seed)  # images and patches
         weights = class_weights(data.class_pixels, config.class_balance)  # w_c of each class
         images = [to_tensor(a, data).to(device) for a in data.training]  # each (1, y, x)
+        cells = torch.tensor([count_cells(a) for a in data.training], dtype=torch.float64)
         truths = [truth_tensor(a, weights, config).to(device) for a in data.training]  # each (2, y, x)
 
         best: Best | None = None
         history = History()
-        step, elapsed_before = 0, 0.0
+        step, started = 0, time.monotonic()
         if resume:
             state = load_state(_require_path(state_path), identity)
             state.restore(model, optimiser, generator)
-            step, elapsed_before, history, best = state.step, state.seconds, state.history, state.best
-        started = time.monotonic() - elapsed_before
+            step, started, history, best = state.step, started - state.seconds, state.history, state.best
         is_over = step >= config.steps
         while not is_over:
             rate = learning_rate(step, config)
             set_rate(optimiser, rate)
-            pick = int(torch.randint(len(images), (), generator=generator))
+            pick = draw_image(cells, config.sampling, generator=generator)
             tile, target, weight = draw_patch(
                 images[pick],
                 truths[pick],
@@ -212,6 +212,18 @@ def train_unet(
         steps=step,
         seconds=time.monotonic() - started,
     )
+
+
+def draw_image(cells: Tensor, sampling: Sampling, *, generator: torch.Generator) -> int:
+    """Return the index of the image that a patch is taken from, given the number of cells in each."""
+    if sampling == "images":
+        return int(torch.randint(len(cells), (), generator=generator))
+    return int(torch.multinomial(cells.clamp(min=1), 1, generator=generator))
+
+
+def count_cells(annotated: AnnotatedImage) -> int:
+    """Return how many cells an annotation tells apart."""
+    return 0 if annotated.cells is None else len(np.unique(annotated.cells[annotated.cells > 0]))
 
 
 def make_optimiser(model: UNet, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -67,8 +67,10 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "learning_rate": 1.5e-3,
             "steps": 6000,
             "validation_every_steps": 250,
-            "border_weight": 5.0,
-            "border_sigma_px": 3.0,
+            "class_balance": 0.25,
+            "border_weight": 10.0,
+            "border_sigma_px": 2.0,
+            "sampling": "cells",
         },
         # Dim nuclei are a tenth of a standard deviation above the background: strong noise would hide them.
         "augmentation": {"zoom_log_std": 0.15, "offset_std": 0.1, "noise_max_std": 0.1},

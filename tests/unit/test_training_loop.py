@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'train' is not installed")
@@ -22,6 +23,8 @@ from unet_deploy.training.loop import (  # noqa: E402
     MAX_IMAGES_SCORED,
     Progress,
     TrainingResult,
+    count_cells,
+    draw_image,
     fill_card,
     learning_rate,
     make_optimiser,
@@ -276,3 +279,18 @@ def test_weights_that_became_infinite_are_never_the_best() -> None:
     with pytest.raises(ConfigurationError, match=r"training diverged: the loss is no finite number after \d+ steps"):
         train_unet(make_discs(), config, about=ABOUT, on_best=lambda _model, card: kept.append(card))
     assert all(math.isfinite(value) for card in kept for value in card.training.scores.values())
+
+
+def test_images_are_drawn_alike_or_by_their_cells() -> None:
+    cells = torch.tensor([0, 3, 6], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    alike = [draw_image(cells, "images", generator=generator) for _ in range(2000)]
+    assert np.bincount(alike) / 2000 == pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=0.05)
+    by_cells = [draw_image(cells, "cells", generator=generator) for _ in range(2000)]
+    assert np.bincount(by_cells) / 2000 == pytest.approx([0.1, 0.3, 0.6], abs=0.05)  # an image without counts as one
+
+
+def test_cells_are_counted_by_their_numbers() -> None:
+    annotated = make_discs(has_cells=True).training[0]
+    assert count_cells(replace(annotated, cells=np.array([[0, 7, 7, 2]], np.int32))) == 2
+    assert count_cells(replace(annotated, cells=None)) == 0
