@@ -23,6 +23,7 @@ class TrainingConfig:
     `optimiser` is the paper's stochastic gradient descent with momentum 0.99, or Adam, which needs fewer steps.
     `class_balance` is the power of the class frequency that a class's weight w_c is divided by: 0 weighs pixels alike,
     1 classes alike. A gradient longer than `gradient_norm_limit` is shortened to it; None leaves it alone.
+    `weight_averaging` is how much of the running mean of the weights each step keeps, and 0 for no mean.
     `border_weight` and `border_sigma_px` are the paper's w_0 and σ; they count where the data tell cells apart.
     `steps` decides the schedule; `max_seconds` only ends a run early. The best network is that of the
     validation with the best `best_by`; None takes what suits the labels (`validation.default_metric`).
@@ -46,6 +47,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     final_learning_rate_ratio: float = 0.01
     warm_up_steps: int = 50
+    weight_averaging: float = 0.0
     gradient_norm_limit: float | None = 1.0
     class_balance: float = 0.0
     border_weight: float = 10.0
@@ -78,7 +80,7 @@ def config_problems(config: TrainingConfig) -> list[str]:
         *_not(config, "above 0", lambda v: v is None or v > 0, "max_seconds", "threads", "gradient_norm_limit"),
         *_not(config, "at least 0", lambda v: v >= 0, "border_weight", "class_balance", "warm_up_steps", "seed"),
         *_not(config, "below 2**63", lambda v: v < 2**63, "seed"),
-        *_not(config, "in [0, 1)", lambda v: 0 <= v < 1, "dropout", "momentum"),
+        *_not(config, "in [0, 1)", lambda v: 0 <= v < 1, "dropout", "momentum", "weight_averaging"),
         *_not(config, "in [0, 1]", lambda v: 0 <= v <= 1, "final_learning_rate_ratio"),
         *_not(config, f"one of {', '.join(get_args(Optimiser))}", lambda v: v in get_args(Optimiser), "optimiser"),
         *_not(config, f"one of {', '.join(get_args(Sampling))}", lambda v: v in get_args(Sampling), "sampling"),

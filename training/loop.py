@@ -5,7 +5,9 @@
    optimiser. A batch of one large tile with momentum 0.99 is the paper's: many past tiles determine each update
    (section 3).
 3. The rate is a pure function of the step: linear warm-up, then half a cosine down to its end.
-4. Now and then, and at the end, segment every validation image in one pass over the whole mirrored image, the exact
+4. The network that is validated and kept has the running mean of the weights, where the recipe asks for it: a step
+   follows one tile, the mean many.
+5. Now and then, and at the end, segment every validation image in one pass over the whole mirrored image, the exact
    result the runtime's tiles reproduce; keep the weights that score best; write down all a resumed run needs.
 
 Given seed, threads and machine, a run on the CPU repeats exactly, broken and resumed or not.
@@ -84,7 +86,17 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def train_unet(
+def average_decay(step: int, config: TrainingConfig) -> float:
+    """Return how much of the mean of the weights a step, counted from 1, keeps: less at the start, to forget it.
+
+    >>> config = TrainingConfig(weight_averaging=0.99)
+    >>> [round(average_decay(step, config), 3) for step in (1, 10, 10_000)]
+    [0.182, 0.55, 0.99]
+    """
+    return min(config.weight_averaging, (1 + step) / (10 + step))
+
+
+def train_unet(  # noqa: PLR0915 - one function, so that reading order is running order
     data: TrainingData,
     config: TrainingConfig,
     *,
@@ -114,9 +126,9 @@ def train_unet(
         Called after every step.
     on_best
         Called with the model and its card whenever a validation is the best so far, so that a run that is
-        killed leaves something. The model is the one in training: save it or copy it, do not keep it.
+        killed leaves something. The model goes on changing: save it or copy it, do not keep it.
     on_validation
-        Called after every validation with the model in training and the history so far; for a report.
+        Called after every validation with the model validated and the history so far; for a report.
 
     Raises
     ------
@@ -143,6 +155,7 @@ def train_unet(
         model: UNet = UNet(
             depth=config.depth, base_width=config.base_width, classes=len(data.classes), dropout=config.dropout
         ).to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        average = copy.deepcopy(model).eval()  # what is validated and kept
         optimiser = make_optimiser(model, config)
         generator = torch.Generator().manual_seed(config.seed)  # images and patches
         weights = class_weights(data.class_pixels, config.class_balance)  # w_c of each class
@@ -155,7 +168,7 @@ def train_unet(
         step, started = 0, time.monotonic()
         if resume:
             state = load_state(_require_path(state_path), identity)
-            state.restore(model, optimiser, generator)
+            state.restore(model, average, optimiser, generator)
             step, started, history, best = state.step, started - state.seconds, state.history, state.best
         is_over = step >= config.steps
         while not is_over:
@@ -182,30 +195,32 @@ def train_unet(
             limit_gradient(model, config.gradient_norm_limit)
             optimiser.step()
             step += 1
+            update_average(average, model, decay=average_decay(step, config))
             history.losses.append(loss.item())
 
             elapsed = time.monotonic() - started
             is_over = step == config.steps or (config.max_seconds is not None and elapsed >= config.max_seconds)
             validation = None
             if is_over or step % config.validation_every_steps == 0:
-                _require_finite(model, step, config)
-                validation = validate(model, data, step=step)
+                _require_finite(average, step, config)
+                validation = validate(average, data, step=step)
                 history.validations.append(validation)
                 elapsed = time.monotonic() - started
                 if validation.is_better(None if best is None else best.validation, metric):
-                    best = Best(validation=validation, seconds=elapsed, weights=copy.deepcopy(model.state_dict()))
-                    on_best(model, fill_card(data, config, about=about, validation=validation, seconds=elapsed))
+                    best = Best(validation=validation, seconds=elapsed, weights=copy.deepcopy(average.state_dict()))
+                    on_best(average, fill_card(data, config, about=about, validation=validation, seconds=elapsed))
                 if state_path is not None:
-                    now = TrainingState.of(model, optimiser, generator, history=history, best=best, seconds=elapsed)
+                    now = TrainingState.of(
+                        model, average, optimiser, generator, history=history, best=best, seconds=elapsed
+                    )
                     save_state(state_path, now, identity)
-                on_validation(model, history)
+                on_validation(average, history)
             on_progress(_progress(step, config, loss.item(), rate, elapsed, is_over=is_over, validation=validation))
 
     assert best is not None
-    model.load_state_dict(best.weights)
-    model.eval()
+    average.load_state_dict(best.weights)
     return TrainingResult(
-        model=model,
+        model=average,
         card=fill_card(data, config, about=about, validation=best.validation, seconds=best.seconds),
         best=best.validation,
         history=history,
@@ -243,6 +258,13 @@ def limit_gradient(model: UNet, longest: float | None) -> None:
     """Shorten the gradient to this length if it is longer; None leaves it alone."""
     if longest is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), longest)
+
+
+def update_average(average: UNet, model: UNet, *, decay: float) -> None:
+    """Move the mean of the weights towards the present ones; a decay of 0 makes it these."""
+    with torch.no_grad():
+        for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
 
 
 def truth_tensor(annotated: AnnotatedImage, class_weights: tuple[float, ...], config: TrainingConfig) -> Tensor:

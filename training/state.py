@@ -1,7 +1,7 @@
 """All that a training run needs to go on exactly where it was: one torch file that holds no code.
 
-1. `TrainingState` holds the step, the weights, the optimiser's moments, both random generators, the losses and
-   validations so far, and the best weights.
+1. `TrainingState` holds the step, the weights and their mean, the optimiser's moments, both random generators, the
+   losses and validations so far, and the best weights.
 2. `RunIdentity` says which run it is of: settings and a hash of the data. A resumed run with another identity would be
    neither the old run nor a new one, so it is refused, with what differs.
 3. `save_state` replaces the file whole or not at all; `load_state` loads it with ``weights_only=True``.
@@ -81,6 +81,7 @@ class TrainingState:
     step: int
     seconds: float
     model: dict[str, Tensor]
+    average: dict[str, Tensor]
     optimiser: dict[str, Any]
     generator: Tensor
     torch_generator: Tensor
@@ -91,6 +92,7 @@ class TrainingState:
     def of(
         cls,
         model: UNet,
+        average: UNet,
         optimiser: torch.optim.Optimizer,
         generator: Generator,
         *,
@@ -103,6 +105,7 @@ class TrainingState:
             step=len(history.losses),
             seconds=seconds,
             model=model.state_dict(),
+            average=average.state_dict(),
             optimiser=optimiser.state_dict(),
             generator=generator.get_state(),
             torch_generator=_dropout_state(model),
@@ -110,9 +113,10 @@ class TrainingState:
             best=best,
         )
 
-    def restore(self, model: UNet, optimiser: torch.optim.Optimizer, generator: Generator) -> None:
+    def restore(self, model: UNet, average: UNet, optimiser: torch.optim.Optimizer, generator: Generator) -> None:
         """Put the run back to where it was."""
         model.load_state_dict(self.model)
+        average.load_state_dict(self.average)
         optimiser.load_state_dict(self.optimiser)
         generator.set_state(self.generator)
         device = _device_of(model)
@@ -138,6 +142,7 @@ def save_state(path: Path, state: TrainingState, identity: RunIdentity) -> None:
         "best_weights": None if state.best is None else state.best.weights,
         "seconds": state.seconds,
         "model": state.model,
+        "average": state.average,
         "optimiser": state.optimiser,
         "generator": state.generator,
         "torch_generator": state.torch_generator,
@@ -189,6 +194,7 @@ def _state(content: dict[str, Any]) -> TrainingState:
         step=len(history["losses"]),
         seconds=content["seconds"],
         model=content["model"],
+        average=content["average"],
         optimiser=content["optimiser"],
         generator=content["generator"],
         torch_generator=content["torch_generator"],

@@ -30,6 +30,7 @@ from unet_deploy.training.loop import (  # noqa: E402
     make_optimiser,
     train_unet,
     truth_tensor,
+    update_average,
 )
 from unet_deploy.training.network import UNet  # noqa: E402
 from unet_deploy.training.state import History  # noqa: E402
@@ -294,3 +295,21 @@ def test_cells_are_counted_by_their_numbers() -> None:
     annotated = make_discs(has_cells=True).training[0]
     assert count_cells(replace(annotated, cells=np.array([[0, 7, 7, 2]], np.int32))) == 2
     assert count_cells(replace(annotated, cells=None)) == 0
+
+
+def test_the_mean_of_the_weights_follows_them() -> None:
+    mean, model = UNet(depth=1, base_width=2), UNet(depth=1, base_width=2)
+    before = [weight.detach().clone() for weight in mean.parameters()]
+    update_average(mean, model, decay=0.75)
+    for old, new, weight in zip(before, mean.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * weight)
+    update_average(mean, model, decay=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(mean.parameters(), model.parameters(), strict=True))
+
+
+def test_the_network_that_is_kept_has_the_mean_of_the_weights() -> None:
+    plain = train_unet(make_discs(), SMALL, about=ABOUT)
+    averaged = train_unet(make_discs(), replace(SMALL, weight_averaging=0.9), about=ABOUT)
+    assert averaged.history.losses == plain.history.losses  # the steps themselves are the same
+    weights = zip(averaged.model.parameters(), plain.model.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in weights)

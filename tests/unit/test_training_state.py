@@ -93,8 +93,9 @@ def broken(tmp_path: Path) -> Path:
         {"optimiser": "adam"},
         {"optimiser": "sgd", "momentum": 0.99},
         {"augmentation": AugmentationConfig(deformation="field", field_sigma_px=6.0)},
+        {"weight_averaging": 0.9, "sampling": "cells"},
     ],
-    ids=["adam", "sgd", "field"],
+    ids=["adam", "sgd", "field", "averaged"],
 )
 def test_broken_and_resumed_is_unbroken(tmp_path: Path, changes: dict[str, Any], stop: int) -> None:
     config = replace(SMALL, **changes)
@@ -313,22 +314,26 @@ def test_what_is_restored_is_what_was_taken(tmp_path: Path) -> None:
     """Weights, moments and both generators, before any validation."""
     data, path = make_discs(), tmp_path / "state.pt"
     torch.manual_seed(3)
-    model, generator = UNet(depth=1, base_width=2), torch.Generator().manual_seed(4)
+    model, average = UNet(depth=1, base_width=2), UNet(depth=1, base_width=2)
+    generator = torch.Generator().manual_seed(4)
     optimiser = make_optimiser(model, SMALL)
     model(torch.rand(1, 1, 28, 28)).sum().backward()
     optimiser.step()
     history = History(losses=[0.1 + 0.2, 1e-17])
     identity = RunIdentity.of(data, SMALL, CPU)
-    save_state(path, TrainingState.of(model, optimiser, generator, history=history, best=None, seconds=1.5), identity)
+    save_state(
+        path, TrainingState.of(model, average, optimiser, generator, history=history, best=None, seconds=1.5), identity
+    )
     expected = torch.rand(3), torch.rand(3, generator=generator)
 
     state = load_state(path, identity)
     assert (state.step, state.seconds, state.best, state.history) == (2, 1.5, None, history)
-    other = UNet(depth=1, base_width=2)
+    other, other_average = UNet(depth=1, base_width=2), UNet(depth=1, base_width=2)
     other_optimiser = make_optimiser(other, SMALL)
-    state.restore(other, other_optimiser, generator)
+    state.restore(other, other_average, other_optimiser, generator)
     assert torch.equal(torch.rand(3), expected[0])
     assert torch.equal(torch.rand(3, generator=generator), expected[1])
-    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+    for came, taken in ((other, model), (other_average, average)):
+        assert all(torch.equal(a, b) for a, b in zip(came.parameters(), taken.parameters(), strict=True))
     moments = zip(other_optimiser.state.values(), optimiser.state.values(), strict=True)
     assert all(torch.equal(a["exp_avg_sq"], b["exp_avg_sq"]) and a["step"] == b["step"] == 1 for a, b in moments)
