@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 import zarr
 
+from unet_deploy.metrics import pixel_error, rand_error
 from unet_deploy.runtime import load_bundled_artifact, segment
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -53,6 +54,9 @@ def test_slices_left_out_of_training_are_right(tmp_path: Path) -> None:
     )
     zarr.create_array(str(tmp_path / "held_out.zarr"), data=images, chunks=(1, 256, 256))
     segment(tmp_path / "held_out.zarr", output=tmp_path / "result.zarr")
-    labels, _ = read_result(tmp_path / "result.zarr")
+    labels, probabilities = read_result(tmp_path / "result.zarr")
     wrong = (labels != (truth == 0)).mean(axis=(1, 2))  # membrane is 0 in the annotation and class 1 in the network
     assert (wrong < 0.10).all(), dict(zip(held_out, wrong, strict=True))
+    inside = probabilities[0]  # class 0, cell interior; (z, y, x)
+    assert rand_error(truth, inside).error <= 0.06
+    assert pixel_error(truth, inside).error <= 0.075
