@@ -2,10 +2,12 @@
 
 1. The file is read once, as bytes; engines get these bytes, never a path (hard links and links would let a path
    reach outside itself: DESIGN section 9).
-2. The graph must be self-contained and plain: no external data, no functions, no sub-graphs, known operators only.
-3. The card must have the hash that stands beside it, parse, fit the graph's weights, and carry the graph's hash, which
-   is recomputed: an edit or a flipped bit is found here.
-4. The test tensor is replayed later, by the engine, on the device it will run on.
+2. The card must have the hash that stands beside it, and parse.
+3. The graph must be self-contained and plain: no external data, no functions, no sub-graphs, and of operators and data
+   types only what a graph of the card's precision needs.
+4. Card and graph must belong together: every tensor of the name, type and shape that the card's sizes and precision
+   ask for, and the graph's hash, which is recomputed: an edit or a flipped bit is found here.
+5. The test tensor is replayed later, by the engine, on the device it will run on.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from unet_deploy.card import ModelCard, Network
+from unet_deploy.card import ModelCard, Network, Precision
 from unet_deploy.card_json import CARD_HASH_KEY, METADATA_KEY, parse_card
 from unet_deploy.errors import CardError, ModelNotFoundError, NotAnArtifactError, UnsafeModelError
 
@@ -33,9 +35,25 @@ OPSET = 18
 MAX_IR_VERSION = 10
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
 KNOWN_OPERATORS = frozenset({"Conv", "ConvTranspose", "Relu", "MaxPool", "Slice", "Concat"})
-READABLE_PRECISIONS = ("fp32",)
+PRECISION_OPERATORS: dict[Precision, frozenset[str]] = {
+    "fp32": KNOWN_OPERATORS,
+    "fp16": KNOWN_OPERATORS | {"Cast"},
+    "int8": KNOWN_OPERATORS | {"QuantizeLinear", "DequantizeLinear"},
+}
+"""What a graph of each precision may compute with."""
+DATA_TYPE_BYTES: dict[Precision, dict[str, int]] = {
+    "fp32": {"FLOAT": 4, "INT64": 8},
+    "fp16": {"FLOAT16": 2, "INT64": 8},
+    "int8": {"FLOAT": 4, "INT64": 8, "INT32": 4, "INT8": 1, "UINT8": 1},
+}
+"""What it may store, and the bytes of one value."""
+INT8_FLOAT_LAYERS = ("contracting.0.0", "head")
+"""What an int8 graph computes in float32, by name; `exporters.int8` says why."""
 DEFAULT_MODEL = "membrane"
+SHOWN = 5
+"""So many tensors are named in a message; whoever says the wrong precision has them all wrong."""
 _BARE_NAME = re.compile(r"[\w-]+")
+_TYPE_NAMES: dict[int, str] = {number: name for name, number in onnx.TensorProto.DataType.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +154,6 @@ def read_artifact(data: bytes, *, source: str) -> Artifact:
             "without a card its normalisation, classes and context would be guesses",
             fix="export from a checkpoint trained here: unet-deploy export model.pt",
         )
-    _require_plain(model, source)
     text = texts[METADATA_KEY]
     if not isinstance(text, str) or texts.get(CARD_HASH_KEY) != hash_card(text):
         raise CardError(
@@ -145,6 +162,7 @@ def read_artifact(data: bytes, *, source: str) -> Artifact:
             fix="copy the file again, or export it again; to change what a card says, train or export with other flags",
         )
     card = parse_card(text, source=source)
+    _require_plain(model, card.precision, source)
     _require_fit(model, card, source)
     return Artifact(
         data=data,
@@ -175,6 +193,36 @@ def weight_shapes(network: Network) -> dict[str, tuple[int, ...]]:
         add(f"expanding.{step}.2", width, width, 3, 3, bias=width)
     add("head", network.classes, network.base_width, 1, 1, bias=network.classes)
     return shapes
+
+
+def weight_tensors(network: Network, precision: Precision) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return data type and shape of every tensor that holds the weights of a graph, by name.
+
+    In int8 (`exporters.int8`) a weight and its bias are three tensors each: values, scales and zero points, the latter
+    two by output channel, which is the second axis of an up-convolution; `INT8_FLOAT_LAYERS` stay float32.
+    """
+    shapes = weight_shapes(network)
+    if precision != "int8":
+        data_type = "FLOAT16" if precision == "fp16" else "FLOAT"
+        return {name: (data_type, shape) for name, shape in shapes.items()}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        if name.rpartition(".")[0] in INT8_FLOAT_LAYERS:
+            tensors[name] = "FLOAT", shape
+            continue
+        is_bias = name.endswith(".bias")
+        data_type, scale = ("INT32", f"{name}_quantized") if is_bias else ("INT8", name)
+        channels = shape[1:2] if name.startswith("up.") and not is_bias else shape[:1]
+        tensors[f"{name}_quantized"] = data_type, shape
+        tensors[f"{scale}_scale"] = "FLOAT", channels
+        tensors[f"{scale}_zero_point"] = data_type, channels
+    return tensors
+
+
+def _is_activation_constant(name: str, tensor: tuple[str, tuple[int, ...]], card: ModelCard) -> bool:
+    """Tell whether a tensor is the one scale, or the one zero point, of an int8 graph's activation."""
+    kinds = (("_scale", ("FLOAT", ())), ("_zero_point", ("UINT8", ())))
+    return card.precision == "int8" and any(name.endswith(end) and tensor == kind for end, kind in kinds)
 
 
 def hash_card(text: str) -> str:
@@ -208,7 +256,7 @@ def _parse(data: bytes, source: str) -> Any:
     return model
 
 
-def _require_plain(model: Any, source: str) -> None:
+def _require_plain(model: Any, precision: Precision, source: str) -> None:
     problems: list[str] = []
     opsets = [(entry.domain or "ai.onnx", entry.version) for entry in model.opset_import]
     if opsets != [("ai.onnx", OPSET)]:
@@ -219,15 +267,19 @@ def _require_plain(model: Any, source: str) -> None:
     if model.functions or model.training_info or model.graph.sparse_initializer or model.graph.quantization_annotation:
         problems.append("functions, training information, sparse or annotated tensors")
     # Protobuf gives bytes for a text that is no UTF-8.
-    unknown = sorted(
-        {str(n.op_type) for n in model.graph.node if n.op_type not in KNOWN_OPERATORS or n.domain or n.overload}
-    )
+    known = PRECISION_OPERATORS[precision]
+    unknown = sorted({str(n.op_type) for n in model.graph.node if n.op_type not in known or n.domain or n.overload})
     if unknown:
-        problems.append(f"operators: {', '.join(sorted(KNOWN_OPERATORS))} were expected, {', '.join(unknown)} came")
+        problems.append(f"operators: {', '.join(sorted(known))} were expected, {', '.join(unknown)} came")
     integers = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
     if any(a.type not in integers or _holds_more(a) for n in model.graph.node for a in n.attribute):
         problems.append("attributes that are no integers: sub-graphs, tensors, texts")
-    problems += [p for t in model.graph.initializer if (p := _tensor_problem(t))]
+    tensors = [p for t in model.graph.initializer if (p := _tensor_problem(t, DATA_TYPE_BYTES[precision]))]
+    problems += tensors[:SHOWN]
+    if len(tensors) > SHOWN:
+        problems.append(f"and {len(tensors) - SHOWN} more tensors like these")
+    if problems and precision != "fp32":
+        problems.append(f"its card says that it computes in {precision}")
     if problems:
         raise UnsafeModelError(
             f"{source} holds what a segmentation network has no need of",
@@ -242,14 +294,13 @@ def _holds_more(attribute: Any) -> bool:
     return any(field.name not in allowed for field, _ in attribute.ListFields())
 
 
-def _tensor_problem(tensor: Any) -> str | None:
+def _tensor_problem(tensor: Any, item_bytes: dict[str, int]) -> str | None:
     if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
         return f"tensor {tensor.name!r} lies in another file"
-    if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64):
-        names = {number: name for name, number in onnx.TensorProto.DataType.items()}
-        return f"tensor {tensor.name!r} has the data type {names.get(tensor.data_type, tensor.data_type)}"
-    itemsize = 4 if tensor.data_type == onnx.TensorProto.FLOAT else 8
-    declared = math.prod(tensor.dims) * itemsize
+    name = _TYPE_NAMES.get(tensor.data_type, str(tensor.data_type))
+    if name not in item_bytes:
+        return f"tensor {tensor.name!r} has the data type {name}"
+    declared = math.prod(tensor.dims) * item_bytes[name]
     if min(tensor.dims, default=1) < 0 or len(tensor.raw_data) != declared:
         return f"tensor {tensor.name!r} declares {declared} bytes and has {len(tensor.raw_data)}"
     return None
@@ -261,8 +312,8 @@ def _require_fit(model: Any, card: ModelCard, source: str) -> None:
         problems.append("graph_sha256 and test_tensor were expected, but the card is one of a checkpoint")
     elif card.graph_sha256 != hash_graph(model):  # whoever changed the graph did not export it
         problems.append(f"graph_sha256 {card.graph_sha256[:12]}… was expected, {hash_graph(model)[:12]}… came")
-    if card.precision not in READABLE_PRECISIONS:
-        problems.append(f"precision: {', '.join(READABLE_PRECISIONS)} was expected, {card.precision} came")
+    if card.precision != "fp32" and card.parent_sha256 is None:
+        problems.append(f"parent_sha256 was expected in a card of {card.precision}: that of the fp32 artifact")
     expected = (
         ("input", model.graph.input, INPUT_NAME, card.network.in_channels),
         ("output", model.graph.output, OUTPUT_NAME, card.network.classes),
@@ -273,12 +324,16 @@ def _require_fit(model: Any, card: ModelCard, source: str) -> None:
             problems.append(f"{kind}: {name} (n, {channels}, y, x) was expected, {shapes} came (0: any size)")
         if any(v.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for v in values):
             problems.append(f"{kind}: float32 was expected")
-    weights = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    names = [t.name for t in model.graph.initializer]
-    if weights != weight_shapes(card.network) or len(set(names)) < len(names):
+    tensors = {t.name: (_TYPE_NAMES[t.data_type], tuple(t.dims)) for t in model.graph.initializer}
+    weights = {name: tensor for name, tensor in tensors.items() if tensor[0] != "INT64"}  # which is where to crop
+    expected_weights = weight_tensors(card.network, card.precision)
+    activations = {n for n in weights.keys() - expected_weights.keys() if _is_activation_constant(n, weights[n], card)}
+    found = {name: tensor for name, tensor in weights.items() if name not in activations}
+    if found != expected_weights or len(tensors) < len(model.graph.initializer):
         problems.append(
-            f"weights: those of depth {card.network.depth} and width {card.network.base_width} were expected, "
-            f"{len(weights)} tensors of {sum(map(math.prod, weights.values())):,} values came"
+            f"weights: those of depth {card.network.depth} and width {card.network.base_width} in {card.precision} "
+            f"were expected, {len(found)} tensors of {sum(math.prod(shape) for _, shape in found.values()):,} values "
+            "came"
         )
     try:
         onnx.checker.check_model(model)

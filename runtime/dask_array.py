@@ -20,6 +20,7 @@ import numpy.typing as npt
 from unet_deploy.errors import ChannelError, UnsupportedAxesError
 from unet_deploy.percentiles import PercentileSearch
 from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.engines import candidates
 from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, get_engine
 from unet_deploy.runtime.execute import segment_window
 from unet_deploy.runtime.layout import require_kinds
@@ -42,6 +43,7 @@ def segment_array(
     channels: Sequence[int] = (),
     input_range: tuple[float, float] | None = None,
     device: str = "auto",
+    engine: str | None = None,
     threads: int = 0,
     tile: tuple[int, int] | None = None,
     batch: int = 1,
@@ -63,9 +65,10 @@ def segment_array(
         ``"labels"``: uint8, the array's axes without c. ``"probabilities"``: uint8, 255 for certain, with c the class.
     channels
         Indices along c, in the model's order; all by default.
-    input_range, device, threads, tile, batch, memory_bytes, tta, engine_factory
-        As in `segment`. Without an `input_range`, a model that scales each volume by its own percentiles computes the
-        whole array once now, to take them (float32 twice).
+    input_range, device, engine, threads, tile, batch, memory_bytes, tta, engine_factory
+        As in `segment`, but that each process which computes blocks chooses for itself where no `engine` is named: name
+        one if they have different packages. Without an `input_range`, a model that scales each volume by its own
+        percentiles computes the whole array once now, to take them (float32 twice).
 
     Returns
     -------
@@ -81,6 +84,7 @@ def segment_array(
     import dask.array
 
     (wanted,) = require_kinds([kind])
+    candidates(device, engine)
     artifact = resolve_model(model)
     card = artifact.card
     axes = _require_axes(array, axes)
@@ -112,7 +116,9 @@ def segment_array(
         card, str(array.dtype), input_range=input_range, source="the Dask array", measured=measured
     )
     request = dask.delayed(
-        EngineRequest(artifact=artifact, device=device, threads=threads, factory=engine_factory, tta=tta),
+        EngineRequest(
+            artifact=artifact, device=device, engine=engine, threads=threads, factory=engine_factory, tta=tta
+        ),
         traverse=False,
     )
     task = dask.delayed(_segment_piece, pure=True, traverse=False)

@@ -25,8 +25,8 @@ import unet_deploy
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import PartialResultError
 from unet_deploy.runtime.artifact import Artifact
-from unet_deploy.runtime.engines import EngineDescription, parse_device
-from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, get_engine
+from unet_deploy.runtime.engines import EngineDescription, candidates
+from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, settle_engine
 from unet_deploy.runtime.execute import BlockReport, Job, ProgressCallback, run_blocks, run_pyramid
 from unet_deploy.runtime.layout import KINDS, LABELS_NAME, OutputSpec, require_kinds
 from unet_deploy.runtime.normalise import choose_normaliser
@@ -74,6 +74,7 @@ def segment(
     level: int = 0,
     input_range: tuple[float, float] | None = None,
     device: str = "auto",
+    engine: str | None = None,
     threads: int = 0,
     tile: tuple[int, int] | None = None,
     batch: int = 1,
@@ -111,6 +112,9 @@ def segment(
         parts of a volume, or the volumes of a series, get one scale, and nothing needs to be measured.
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:i``. What is named is used, or is an error.
+    engine
+        ``onnxruntime-cpu`` or ``openvino``, to insist on one; None takes the device's first, by measured speed, that is
+        installed and passes the model's test tensor, here and on every worker. The result's `engine` says why.
     threads
         CPU threads within one operator; 0 leaves it to the engine.
     tile
@@ -152,7 +156,7 @@ def segment(
     """
     started = time.perf_counter()
     kinds = require_kinds(write)
-    parse_device(device)
+    candidates(device, engine)  # says what is wrong with the names before any work
     ready = prepare(
         volume,
         model=model,
@@ -170,8 +174,11 @@ def segment(
     spec = ready.output_spec(target, kinds)
     if check_free_space:
         check_space(spec)
-    request = EngineRequest(artifact=ready.artifact, device=device, threads=threads, factory=engine_factory, tta=tta)
-    description = get_engine(request).describe()
+    request, description = settle_engine(
+        EngineRequest(
+            artifact=ready.artifact, device=device, engine=engine, threads=threads, factory=engine_factory, tta=tta
+        )
+    )
     try:
         with connect(scheduler) as client:
             checked = time.perf_counter()

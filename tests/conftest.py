@@ -112,6 +112,23 @@ def tiny_artifact(tiny_model: Path) -> Artifact:
     return load_artifact(tiny_model)
 
 
+@pytest.fixture(scope="session")
+def tiny_products(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same network in fp32, fp16 and int8, calibrated on a volume of noise; not to be changed."""
+    pytest.importorskip("onnxruntime", reason="the extra 'cpu' is not installed")
+    from tests.tiny import make_pixels, write_image
+    from unet_deploy.exporters import CalibrationSource, export_precisions
+
+    folder = tmp_path_factory.mktemp("products")
+    volume = write_image(folder / "calibration.zarr", make_pixels((3, 100, 130), seed=1))
+    reports = export_precisions(
+        tiny_checkpoint,
+        {"fp32": folder / "tiny.onnx", "fp16": folder / "tiny.fp16.onnx", "int8": folder / "tiny.int8.onnx"},
+        calibrate=CalibrationSource(path=volume),
+    )
+    return {report.card.precision: report.path for report in reports}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command left: its exit code, stdout and stderr."""

@@ -111,6 +111,22 @@ class TestTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How near an fp16 or int8 graph came to its fp32 parent when it was exported.
+
+    `engine` ran it on `tiles` tiles of `data`; differences are of logits, `labels_equal` is the share of pixels that
+    kept their most likely class.
+    """
+
+    engine: str
+    data: str
+    tiles: int
+    max_difference: float
+    mean_difference: float
+    labels_equal: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """Everything an artifact carries besides its graph. See DESIGN section 5."""
 
@@ -125,6 +141,7 @@ class ModelCard:
     precision: Precision = "fp32"
     parent_sha256: str | None = None
     graph_sha256: str | None = None
+    parity: Parity | None = None
     test_tensor: TestTensor | None = field(default=None, compare=False)
 
     @property

@@ -14,6 +14,7 @@ import math
 import operator
 import re
 import zlib
+from dataclasses import asdict
 from functools import partial
 from typing import Any, get_args
 
@@ -30,6 +31,7 @@ from unet_deploy.card import (
     ModelCard,
     Network,
     Normalisation,
+    Parity,
     Precision,
     TestTensor,
     Training,
@@ -106,6 +108,7 @@ def card_to_object(card: ModelCard) -> JsonObject:
         "precision": card.precision,
         "parent_sha256": card.parent_sha256,
         "graph_sha256": card.graph_sha256,
+        **_parity_or_nothing(card.parity),
         "test_tensor": None
         if card.test_tensor is None
         else {"image": _encode(card.test_tensor.image), "logits": _encode(card.test_tensor.logits)},
@@ -208,6 +211,7 @@ def _read_card(reader: Reader) -> ModelCard | None:
     histogram = _read_histogram(reader)
     precision = reader.take_choice("precision", get_args(Precision))
     parent, graph = reader.take_hash("parent_sha256"), reader.take_hash("graph_sha256")
+    parity = _take_parity(reader)
     tensor = _read_test_tensor(reader, dtype=dtype, channels=channels, classes=classes, depth=depth)
     reader.finish()
     if reader.problems:
@@ -226,6 +230,7 @@ def _read_card(reader: Reader) -> ModelCard | None:
         precision=precision,
         parent_sha256=parent,
         graph_sha256=graph,
+        parity=parity,
         test_tensor=tensor,
     )
 
@@ -273,6 +278,27 @@ def _read_histogram(reader: Reader) -> Histogram | None:
     if value_range is not None and value_range[0] >= value_range[1]:
         item.note("value_range", f"low must be below high, {list(value_range)} came")
     return None if item.problems else Histogram(value_range=value_range, counts=tuple(counts))
+
+
+def _take_parity(reader: Reader) -> Parity | None:
+    """Take the record of a product's parity; a card without the key, as of any fp32 graph, has none."""
+    if "parity" not in reader.left:
+        return None
+    item = reader.take_object("parity")
+    parity = Parity(
+        engine=item.take_text("engine"),
+        data=item.take_text("data"),
+        tiles=item.take_int("tiles", 1, 10**9),
+        max_difference=item.take("max_difference", "a number from 0", _is_size),
+        mean_difference=item.take("mean_difference", "a number from 0", _is_size),
+        labels_equal=item.take("labels_equal", "a share, 0..1", lambda v: _is_size(v) and v <= 1),
+    )
+    item.finish()
+    return parity
+
+
+def _is_size(value: Any) -> bool:
+    return is_number(value) and value >= 0
 
 
 def _read_test_tensor(
@@ -339,6 +365,10 @@ def _decode(parent: Reader, key: str) -> npt.NDArray[Any] | None:
 def _percentiles_or_nothing(normalisation: Normalisation) -> JsonObject:
     # Only where there are some: the text of every card written before stays what it was.
     return {} if normalisation.percentiles is None else {"percentiles": list(normalisation.percentiles)}
+
+
+def _parity_or_nothing(parity: Parity | None) -> JsonObject:
+    return {} if parity is None else {"parity": asdict(parity)}
 
 
 def _list_or_none(values: tuple[float, ...] | None) -> list[float] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,14 +25,24 @@ Batch = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was found about one engine when one was chosen; `is_taken` for the one that runs."""
+
+    engine: str
+    verdict: str
+    is_taken: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineDescription:
-    """What runs the network, where, and in which versions."""
+    """What runs the network, where, in which versions, and what was found about each engine that could have."""
 
     engine: str
     device: str
     precision: str
     provider: str
     versions: dict[str, str]
+    choice: tuple[Verdict, ...] = ()
 
     def to_object(self) -> dict[str, Any]:
         """Return JSON values for provenance."""
@@ -42,6 +52,7 @@ class EngineDescription:
             "precision": self.precision,
             "provider": self.provider,
             "versions": self.versions,
+            "choice": [{"engine": v.engine, "verdict": v.verdict} for v in self.choice],
         }
 
 
@@ -78,6 +89,8 @@ class CheckedEngine:
         self._lock = threading.RLock()
         self._is_open = False
         self.classes = card.network.classes
+        self.choice: tuple[Verdict, ...] = ()
+        """How this engine came to be chosen; set by `open_engine`."""
         self.test_difference = 0.0
         """Largest difference to the card's expected logits on this device, set by `open`."""
 
@@ -140,8 +153,8 @@ class CheckedEngine:
             self._engine.close()
 
     def describe(self) -> EngineDescription:
-        """Say what runs the network."""
-        return self._engine.describe()
+        """Say what runs the network, and how it was chosen."""
+        return replace(self._engine.describe(), choice=self.choice)
 
     def _replay_test_tensor(self) -> None:
         tensor = self._card.test_tensor

@@ -256,6 +256,21 @@ def cuda(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--device", "cuda:1"
 
 
+@bad("unknown-name", "unknown engine: 'openvino-cpu'", "known: onnxruntime-cpu, openvino", fix="did you mean ")
+def an_unknown_engine(folder: Path) -> tuple[str, ...]:
+    return "segment", "v.zarr", "--engine", "openvino-cpu"
+
+
+@bad("unknown-name", "unknown engine: 'openvno'", fix="did you mean 'openvino'?")
+def an_unknown_engine_to_plan_with(folder: Path) -> tuple[str, ...]:
+    return "plan", "v.zarr", "--no-probe", "--engine", "openvno"
+
+
+@bad("usage", "engine openvino runs on cpu, and device cuda was asked for", fix="--device cpu, or leave --engine out")
+def an_engine_of_another_device(folder: Path) -> tuple[str, ...]:
+    return "segment", "v.zarr", "--device", "cuda", "--engine", "openvino"
+
+
 @bad("device", "device cuda was asked for", fix="--device cpu")
 def cuda_to_plan_with(folder: Path) -> tuple[str, ...]:
     return "plan", "v.zarr", "--device", "cuda"
@@ -493,6 +508,38 @@ def a_truncated_checkpoint(folder: Path) -> tuple[str, ...]:
 @bad("model-not-found", "there is no checkpoint file gone.pt", fix="check the path")
 def no_such_checkpoint(folder: Path) -> tuple[str, ...]:
     return "export", "gone.pt", "--output", "new.onnx"
+
+
+@bad("usage", "int8 needs data to calibrate on, and none were given", fix="--calibrate VOLUME.zarr, or a folder of")
+def int8_without_data(folder: Path) -> tuple[str, ...]:
+    return "export", "tiny.pt", "--output", "new.onnx", "--precision", "fp32", "--precision", "int8"
+
+
+@bad("usage", "fp32 needs no calibration", fix="add --precision int8")
+def data_that_fp32_does_not_need(folder: Path) -> tuple[str, ...]:
+    return "export", "tiny.pt", "--output", "new.onnx", "--calibrate", "v.zarr"
+
+
+@bad("unknown-name", "unknown precision: 'fp61'", "known: fp16, fp32, int8", fix="did you mean 'fp16'?")
+def a_precision_that_is_none(folder: Path) -> tuple[str, ...]:
+    return "export", "tiny.pt", "--output", "new.onnx", "--precision", "fp61"
+
+
+@bad("volume-not-found", "gone.zarr", fix="")
+def data_to_calibrate_on_that_are_not_there(folder: Path) -> tuple[str, ...]:
+    return "export", "tiny.pt", "--output", "new.onnx", "--precision", "int8", "--calibrate", "gone.zarr"
+
+
+@bad("not-a-volume", "holds no PNG or TIFF files, and is no Zarr volume", fix="--calibrate VOLUME.zarr")
+def a_folder_of_nothing_to_calibrate_on(folder: Path) -> tuple[str, ...]:
+    (folder / "empty").mkdir()
+    return "export", "tiny.pt", "--output", "new.onnx", "--precision", "int8", "--calibrate", "empty"
+
+
+@bad("value-range", "every tile drawn from flat.zarr has one grey value", fix="--calibrate a volume or images")
+def a_volume_that_shows_nothing(folder: Path) -> tuple[str, ...]:
+    write_array(folder / "flat.zarr", np.zeros((30, 40), np.uint8))
+    return "export", "tiny.pt", "--output", "new.onnx", "--precision", "int8", "--calibrate", "flat.zarr"
 
 
 # ---- training

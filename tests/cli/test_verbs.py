@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from tests.tiny import (
 from unet_deploy import __version__
 
 Cli = Callable[..., Outcome]
-VERBS = ("train", "export", "segment", "plan", "evaluate", "inspect", "demo")
+VERBS = ("train", "export", "segment", "plan", "evaluate", "inspect", "check", "doctor", "demo")
 
 LOADED = """
 import contextlib, io, json, sys
@@ -118,7 +119,7 @@ def test_export(cli: Cli, tmp_path: Path) -> None:
     assert shown["network"].startswith("tiny: depth 2, width 2, 1 channel(s), 2 classes, ")
     assert re.fullmatch(r"\d+ nodes, opset 18, fp32, any legal size", shown["graph"])
     assert outcome.out.count("parity") >= 3
-    difference = re.search(r"max difference (\S+) \(at most (\S+)\), labels equal", shown["parity"])
+    difference = re.search(r"max difference (\S+) \(at most (\S+)\), mean \S+, labels equal", shown["parity"])
     assert difference is not None
     assert float(difference[1]) <= float(difference[2])
     assert shown["checked"].startswith("against torch through onnxruntime-cpu ")
@@ -146,6 +147,46 @@ def test_export_again(cli: Cli, tmp_path: Path) -> None:
     assert facts["engine"]["engine"] == "onnxruntime-cpu"
 
 
+def test_export_of_several_precisions(cli: Cli, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model.pt")
+    write_image(tmp_path / "v.zarr", make_pixels((2, 60, 70)))
+    every = ("--precision", "fp32", "--precision", "int8", "--precision", "fp16", "--precision", "int8")
+    outcome = cli("export", "model.pt", *every, "--calibrate", "v.zarr")
+    assert outcome.code == 0, outcome.err
+    blocks = [rows(block) for block in outcome.out.split("\n\n")]
+    outputs = ["model.onnx", "model.int8.onnx", "model.fp16.onnx"]
+    assert [block["output"].split(",")[0] for block in blocks] == outputs
+    assert [block["graph"].split(", ")[2] for block in blocks] == ["fp32", "int8", "fp16"]
+    for block in blocks[1:]:
+        shown = re.search(r"max difference (\S+) \(at most (\S+)\), mean (\S+), labels equal (\S+)%$", block["parity"])
+        assert shown is not None
+        assert float(shown[3]) <= float(shown[1]) <= float(shown[2])
+        assert float(shown[4]) >= 99
+        assert block["checked"].startswith("against fp32 on v.zarr, 2 tile(s) of 424 x 424 px through onnxruntime-cpu ")
+    assert "export: calibrating int8 on 1 tiles" in outcome.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*outputs, "model.pt", "v.zarr"])
+    seen = rows(cli("inspect", "model.int8.onnx").out)
+    assert seen["precision"] == "int8"
+    assert seen["parity"].startswith("labels equal to fp32 99.")
+    assert seen["parent"] == f"fp32, sha256 {json.loads(cli('inspect', 'model.onnx', '--json').out)['sha256']}"
+    assert "int8" in rows(cli("segment", "v.zarr", "--model", "model.int8.onnx", "-o", "s.zarr").out)["engine"]
+    assert cli("plan", "v.zarr", "--model", "model.fp16.onnx").code == 0
+
+
+def test_export_of_one_precision_takes_the_name_given(cli: Cli, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model.pt")
+    outcome = cli("export", "model.pt", "--precision", "fp16", "-o", "small.onnx", "--json")
+    facts = json.loads(outcome.out)
+    assert (facts["output"], facts["precision"]) == ("small.onnx", "fp16")
+    assert facts["compared_with"].startswith("fp32 on the procedural sample")
+    assert {row["labels_equal"] >= 0.999 for row in facts["parity"]} == {True}
+    both = cli("export", "model.pt", "--precision", "fp32", "--precision", "fp16", "-o", "a.onnx", "--json")
+    products = json.loads(both.out)["products"]
+    assert [product["output"] for product in products] == ["a.onnx", "a.fp16.onnx"]
+    assert products[1]["parent_sha256"] == products[0]["sha256"] == facts["parent_sha256"]
+    assert products[0]["parent_sha256"] is None
+
+
 # ---- plan
 
 
@@ -169,7 +210,7 @@ def test_plan_for_machines(cli: Cli, volume: Path, tiny_model: Path) -> None:
     assert outcome.code == 0
     assert (facts["tile"], facts["core"], facts["batch"]) == ([76, 60], [36, 20], 3)
     assert (facts["pixels"], facts["context"], facts["divisor"]) == (18_000, 20, 4)
-    assert (facts["seconds"], facts["seconds_per_tile"]) == (None, None)
+    assert (facts["seconds"], facts["seconds_per_tile"], facts["engine"]) == (None, None, None)
     wanted = {"tiles", "blocks", "block", "bytes_read", "peak_memory_bytes", "disk_bytes", "disk_free_bytes", "output"}
     assert wanted <= set(facts)
     assert facts["tiles"] >= 2 * 3 * 5
@@ -233,6 +274,7 @@ def test_segment(cli: Cli, volume: Path, tiny_model: Path, tmp_path: Path) -> No
     assert shown["pixels"] == "18,000 (1 × 2 × 100 × 90 t z y x)"
     assert "of 60 × 60 px" in shown["tiles"]
     assert shown["engine"].startswith("onnxruntime-cpu ")
+    assert shown["not used"] == "openvino: not tried: onnxruntime-cpu comes first"
     assert re.search(r"share +[\d.]+% inside\nshare +[\d.]+% membrane\n", outcome.out)
     assert "segment: 2/2" in outcome.err
     assert snapshot(volume) == before
@@ -267,6 +309,36 @@ def test_segment_for_machines(cli: Cli, volume: Path, tiny_model: Path) -> None:
     assert facts["seconds"]["total"] >= facts["seconds"]["blocks"] > 0
     assert facts["engine"]["provider"] == "CPUExecutionProvider"
     assert list(read_arrays(Path("out.zarr"))) == ["labels/segmentation/0"]
+    said = {item["engine"]: item["verdict"] for item in facts["engine"]["choice"]}
+    assert said["onnxruntime-cpu"].startswith("first of those that work (")
+    assert read_provenance(Path("out.zarr"))["engine"] == facts["engine"]
+
+
+def test_the_engine_that_is_named_is_used(cli: Cli, volume: Path, tiny_model: Path) -> None:
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("the extra 'openvino' is not installed")
+    flags = ("--model", tiny_model, "--engine", "openvino")
+    outcome = cli("segment", volume, *flags, "-o", "out.zarr")
+    assert outcome.code == 0, outcome.err
+    shown = rows(outcome.out)
+    assert re.fullmatch(r"openvino [\d.]+, fp32", shown["engine"])
+    assert "not used" not in shown
+    assert read_provenance(Path("out.zarr"))["engine"]["choice"] == [{"engine": "openvino", "verdict": "asked for"}]
+    planned = cli("plan", volume, *flags)
+    assert rows(planned.out)["engine"] == shown["engine"]
+
+
+def test_an_engine_that_is_not_installed_is_named_with_the_command(
+    cli: Cli, volume: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    before = sorted(tmp_path.iterdir())
+    for verb in ("segment", "plan"):
+        outcome = cli(verb, volume, "--model", tiny_model, "--engine", "openvino")
+        assert outcome.code == 5
+        assert "error[missing-dependency]: the engine openvino needs the package 'openvino'" in outcome.err
+        assert "fix: pip install 'unet-deploy[openvino]'" in outcome.err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_store_of_probabilities_alone(cli: Cli, volume: Path, tiny_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from unet_deploy.runtime.engines import CheckedEngine, Engine
 from unet_deploy.runtime.engines.base import Batch
 from unet_deploy.runtime.engines.fake import FakeEngine
 from unet_deploy.runtime.engines.onnxruntime_cpu import OnnxruntimeCpuEngine
+from unet_deploy.runtime.engines.openvino import OpenvinoEngine
 from unet_deploy.runtime.tolerances import TOLERANCES
 
 
@@ -62,7 +64,19 @@ def _onnxruntime_cpu(request: pytest.FixtureRequest) -> EngineUnderTest:
     )
 
 
+def _openvino(request: pytest.FixtureRequest) -> EngineUnderTest:
+    if importlib.util.find_spec("openvino") is None:  # imported by the engine only, which keeps its telemetry off
+        pytest.skip("the extra 'openvino' is not installed")
+    artifact: Artifact = request.getfixturevalue("tiny_artifact")
+    return EngineUnderTest(
+        name="openvino",
+        card=artifact.card,
+        make=lambda: OpenvinoEngine(artifact.data, precision=artifact.card.precision, threads=1),
+    )
+
+
 KINDS: dict[str, Callable[[pytest.FixtureRequest], EngineUnderTest]] = {
     "fake": _fake,
     "onnxruntime-cpu": _onnxruntime_cpu,
+    "openvino": _openvino,
 }

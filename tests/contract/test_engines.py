@@ -202,6 +202,7 @@ def test_it_says_what_it_is(kind: EngineUnderTest, engine: CheckedEngine) -> Non
         "precision": said.precision,
         "provider": said.provider,
         "versions": said.versions,
+        "choice": [],  # this one was not chosen
     }
     assert engine.classes == kind.card.network.classes
     assert (said.engine, said.precision) in TOLERANCES
@@ -331,7 +332,8 @@ def test_what_is_named_is_used(tiny_artifact: Artifact) -> None:
 def test_a_device_without_an_engine_is_refused(tiny_artifact: Artifact, device: str) -> None:
     with pytest.raises(
         DeviceError,
-        match=rf"^device {device} was asked for, and this release has no engine for it\n  engines: onnxruntime-cpu\n",
+        match=rf"^device {device} was asked for, and this release has no engine for it\n"
+        r"  engines: onnxruntime-cpu \(cpu\), openvino \(cpu\)\n",
     ) as caught:
         open_engine(tiny_artifact, device=device)
     assert caught.value.fix == "--device cpu"
@@ -344,7 +346,7 @@ def test_a_missing_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch, tiny_ar
         match=r"^running a model needs the package 'onnxruntime', which is not installed\n"
         r"  it comes with the extra 'cpu'\n",
     ) as caught:
-        open_engine(tiny_artifact, device="cpu")
+        open_engine(tiny_artifact, engine="onnxruntime-cpu")
     assert caught.value.fix == "pip install 'unet-deploy[cpu]'"
 
 
@@ -369,7 +371,7 @@ def test_another_provider_than_the_one_asked_for_is_refused(
         match=r"^onnxruntime chose \['AzureExecutionProvider', 'CPUExecutionProvider'\], "
         r"CPUExecutionProvider was asked for\n  onnxruntime 9\.9\n",
     ) as caught:
-        open_engine(tiny_artifact, device="cpu")
+        open_engine(tiny_artifact, engine="onnxruntime-cpu")
     assert caught.value.fix == "reinstall it: pip install --force-reinstall onnxruntime"
 
 

@@ -1,7 +1,8 @@
-"""Tiled equals whole with the real network through onnxruntime, in fp32."""
+"""Tiled equals whole with the real network through each CPU engine, in fp32."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ def artifact() -> Artifact:
     return load_bundled_artifact()
 
 
-@pytest.fixture(scope="module")
-def engine(artifact: Artifact) -> CheckedEngine:
-    return open_engine(artifact, device="cpu")
+@pytest.fixture(scope="module", params=["onnxruntime-cpu", "openvino"])
+def engine(artifact: Artifact, request: pytest.FixtureRequest) -> CheckedEngine:
+    if request.param == "openvino" and importlib.util.find_spec("openvino") is None:
+        pytest.skip("the extra 'openvino' is not installed")
+    return open_engine(artifact, engine=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,8 @@ def test_logits_are_those_of_one_pass(
     tile: tuple[int, int],
 ) -> None:
     tiled = infer_tiled(artifact, engine, plane, tile)
-    # 0 is what was measured; another CPU's kernels may round a border column of a tile differently.
+    # 0 was measured for most tiles and 7e-6 for one with onnxruntime on one thread: kernels are chosen by shape, and
+    # another CPU's may round a border column of a tile differently.
     assert np.abs(tiled - whole).max() <= 1e-5
     assert np.abs(whole).max() > 1  # guard: logits that are all 0 would agree too
 
@@ -96,11 +100,17 @@ def test_logits_differ_off_the_pooling_grid(
 
 @pytest.mark.slow
 def test_a_run_writes_the_labels_of_one_pass(
-    artifact: Artifact, plane: npt.NDArray[np.uint8], whole: npt.NDArray[np.float32], tmp_path: Path
+    artifact: Artifact,
+    engine: CheckedEngine,
+    plane: npt.NDArray[np.uint8],
+    whole: npt.NDArray[np.float32],
+    tmp_path: Path,
 ) -> None:
+    name = engine.describe().engine
     zarr.create_array(str(tmp_path / "plane.zarr"), data=plane, chunks=(130, 170))
     for tile in (None, (300, 572)):
         output = tmp_path / f"{tile}.zarr"
-        segment(tmp_path / "plane.zarr", model=artifact, output=output, tile=tile)
+        segment(tmp_path / "plane.zarr", model=artifact, output=output, tile=tile, engine=name)
         labels = zarr.open_array(str(output), path="labels/segmentation/0", mode="r")
-        np.testing.assert_array_equal(labels[:], to_labels(whole))
+        different = np.count_nonzero(labels[:] != to_labels(whole))
+        assert different <= (0 if name == "onnxruntime-cpu" else 3)  # of 300,000: a tie within rounding

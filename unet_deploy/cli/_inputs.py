@@ -41,6 +41,7 @@ class Request:
     channels: tuple[str, ...]
     input_range: tuple[float, float] | None
     device: str
+    engine: str | None
     threads: int
     axes: str | None
     truth_axes: str | None
@@ -201,6 +202,7 @@ def _open_segmented_now(request: Request, stack: ExitStack, *, say: Say) -> Inpu
             "axes": request.axes,
             "input_range": request.input_range,
             "device": request.device,
+            "engine": request.engine,
             "threads": request.threads,
             "tta": request.tta,
         },

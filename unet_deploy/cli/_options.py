@@ -63,6 +63,15 @@ InputRangeOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or cuda:i; what is named is used or fails.")
 ]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="onnxruntime-cpu or openvino, to insist on one. "
+        "Default: the device's first, by measured speed, that is installed and passes the model's test.",
+    ),
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="CPU threads of the network; 0: one a core.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 

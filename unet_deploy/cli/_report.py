@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from unet_deploy.runtime.engines import EngineDescription
     from unet_deploy.runtime.execute import Progress, ProgressCallback
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -27,6 +28,13 @@ def show_rows(rows: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         typer.echo(f"{name:<{width}}  {value}")
+
+
+def describe_engine(engine: EngineDescription) -> list[tuple[str, str]]:
+    """Return rows on what ran the network, and one for each engine that was passed over, with the reason."""
+    versions = " ".join(engine.versions.values())
+    rows = [("engine", f"{engine.engine} {versions}, {engine.precision}")]
+    return rows + [("not used", f"{other.engine}: {other.verdict}") for other in engine.choice if not other.is_taken]
 
 
 def format_bytes(count: float) -> str:

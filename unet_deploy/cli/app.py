@@ -14,7 +14,9 @@ from typing import Annotated, cast
 import typer
 
 from unet_deploy import __version__
+from unet_deploy.cli.check import check
 from unet_deploy.cli.demo import demo
+from unet_deploy.cli.doctor import doctor
 from unet_deploy.cli.evaluate import evaluate
 from unet_deploy.cli.export import export
 from unet_deploy.cli.inspect import inspect
@@ -39,7 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, export, segment, plan, evaluate, inspect, demo):
+for verb in (train, export, segment, plan, evaluate, inspect, check, doctor, demo):
     app.command()(verb)
 
 

@@ -85,6 +85,7 @@ def _card_rows(card: ModelCard) -> list[tuple[str, str]]:
         ),
         ("geometry", f"context {g.context} px, tiles {g.divisor}·k − 4 from {g.smallest_tile}, divisor {g.divisor}"),
         ("precision", card.precision),
+        *_parity_rows(card),
         (
             "input",
             f"{card.input.dtype} in {card.input.value_range[0]:g}..{card.input.value_range[1]:g}, "
@@ -102,6 +103,20 @@ def _card_rows(card: ModelCard) -> list[tuple[str, str]]:
             f"seed {training.seed}, " + ", ".join(f"{k} {v}" for k, v in training.versions.items()),
         ),
         ("scores", f"{scores or 'none'} on {', '.join(training.validation) or 'nothing held out'}"),
+    ]
+
+
+def _parity_rows(card: ModelCard) -> list[tuple[str, str]]:
+    if card.parity is None:
+        return []
+    p = card.parity
+    return [
+        (
+            "parity",
+            f"labels equal to fp32 {p.labels_equal:.3%}, logits differ by {p.mean_difference:.2g}, at most "
+            f"{p.max_difference:.2g} ({p.data}; {p.tiles} compared, {p.engine})",
+        ),
+        ("parent", f"fp32, sha256 {card.parent_sha256}"),
     ]
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unet_deploy.cli import _options as flags
-from unet_deploy.cli._report import format_bytes, format_seconds, show_json, show_rows
+from unet_deploy.cli._report import describe_engine, format_bytes, format_seconds, show_json, show_rows
 
 if TYPE_CHECKING:
+    from unet_deploy.runtime.engines import EngineDescription
     from unet_deploy.runtime.preparation import Preparation
 
 
@@ -24,6 +25,7 @@ def plan(
     level: flags.LevelOption = 0,
     input_range: flags.InputRangeOption = None,
     device: flags.DeviceOption = "auto",
+    engine: flags.EngineOption = None,
     threads: flags.ThreadsOption = 0,
     tile: flags.TileOption = None,
     batch: flags.BatchOption = 1,
@@ -33,6 +35,7 @@ def plan(
     as_json: flags.JsonOption = False,
 ) -> None:
     """Show tiles, blocks, memory, disk and time of a segmentation, without starting it."""
+    from unet_deploy.runtime.engines import candidates
     from unet_deploy.runtime.layout import KINDS
     from unet_deploy.runtime.preparation import default_output, prepare
 
@@ -49,7 +52,10 @@ def plan(
         input_range=flags.parse_input_range(input_range),
     )
     spec = ready.output_spec(default_output(volume), KINDS)
-    seconds_per_tile = None if no_probe else _time_tile(ready, device=device, threads=threads)
+    candidates(device, engine)  # also without the probe: a name that is none would fail the run
+    seconds_per_tile, timed = (
+        (None, None) if no_probe else _time_tile(ready, device=device, engine=engine, threads=threads)
+    )
     facts: dict[str, Any] = {
         **ready.plan.to_object(),
         "statistics_bytes": ready.statistics_bytes,
@@ -57,35 +63,36 @@ def plan(
         "disk_bytes": spec.raw_bytes,
         "disk_free_bytes": shutil.disk_usage(Path(spec.path).resolve().parent).free,
         "pyramid_levels": spec.n_levels,
+        "engine": None if timed is None else timed.to_object(),
         "seconds_per_tile": seconds_per_tile,
         "seconds": None if seconds_per_tile is None else seconds_per_tile * ready.plan.n_tiles * ready.plan.passes,
     }
     if as_json:
         show_json(facts)
     else:
-        _show(ready, facts)
+        _show(ready, facts, timed)
 
 
-def _time_tile(ready: Preparation, *, device: str, threads: int) -> float:
-    """Return the seconds one tile takes: the third of three batches of mid-grey, divided by the batch."""
+def _time_tile(ready: Preparation, *, device: str, engine: str | None, threads: int) -> tuple[float, EngineDescription]:
+    """Return the seconds one tile takes, the third of three batches of mid-grey divided by the batch, and on what."""
     import numpy as np
 
     from unet_deploy.runtime.engines import open_engine
 
     network, shape = ready.plan.network, ready.plan
     batch = np.zeros((shape.batch, network.in_channels, shape.tile_y, shape.tile_x), np.float32)
-    engine = open_engine(ready.artifact, device=device, threads=threads)
+    opened = open_engine(ready.artifact, device=device, engine=engine, threads=threads)
     try:
         for _ in range(2):  # onnxruntime plans its memory after the first run, so the second still allocates
-            engine.infer(batch)
+            opened.infer(batch)
         start = time.perf_counter()
-        engine.infer(batch)
-        return (time.perf_counter() - start) / shape.batch
+        opened.infer(batch)
+        return (time.perf_counter() - start) / shape.batch, opened.describe()
     finally:
-        engine.close()
+        opened.close()
 
 
-def _show(ready: Preparation, facts: dict[str, Any]) -> None:
+def _show(ready: Preparation, facts: dict[str, Any], timed: EngineDescription | None) -> None:
     p, info = ready.plan, ready.volume.info
     core = " × ".join(map(str, facts["core"]))
     rows = [
@@ -107,6 +114,7 @@ def _show(ready: Preparation, facts: dict[str, Any]) -> None:
             else f"about {format_seconds(facts['seconds'])}: one tile took {facts['seconds_per_tile']:.2f} s just now"
             + (f", {p.passes} times" if p.tta else ""),
         ),
+        *([] if timed is None else describe_engine(timed)),
         ("output", f"{facts['output']}, {facts['pyramid_levels']} level(s)"),
     ]
     show_rows(rows)

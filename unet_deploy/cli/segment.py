@@ -9,6 +9,7 @@ import typer
 
 from unet_deploy.cli import _options as flags
 from unet_deploy.cli._report import (
+    describe_engine,
     format_bytes,
     format_seconds,
     peak_memory_bytes,
@@ -39,6 +40,7 @@ def segment(
     level: flags.LevelOption = 0,
     input_range: flags.InputRangeOption = None,
     device: flags.DeviceOption = "auto",
+    engine: flags.EngineOption = None,
     threads: flags.ThreadsOption = 0,
     tile: flags.TileOption = None,
     batch: flags.BatchOption = 1,
@@ -71,6 +73,7 @@ def segment(
             level=level,
             input_range=flags.parse_input_range(input_range),
             device=device,
+            engine=engine,
             threads=threads,
             tile=flags.parse_tile(tile),
             batch=batch,
@@ -122,10 +125,7 @@ def show_result(result: SegmentationResult) -> None:
         ),
         ("tiles", f"{plan.n_tiles} of {plan.tile_y} × {plan.tile_x} px in {plan.n_blocks} blocks"),
         *([("tta", f"each the mean of {plan.passes} turned and mirrored forms")] if plan.tta else []),
-        (
-            "engine",
-            f"{result.engine.engine} {result.engine.versions.get('onnxruntime', '')}, {result.engine.precision}",
-        ),
+        *describe_engine(result.engine),
         ("memory", format_bytes(peak) if peak is not None else "not measured on this system"),
     ]
     show_rows(rows)
