@@ -2,14 +2,15 @@
 
     python benchmarks/ablation.py border --data DSB2018 [--steps 2500] [--threads 1]
     python benchmarks/ablation.py elastic --data DSB2018 [--steps 1000] [--seeds 3] [--images 10] [--threads 1]
+        [--deformation grid|field]
 
 DSB2018 is a folder with `images` and `labels` (instance numbers) of the same stems. Of the sorted stems, every tenth
 picks the best step, every tenth from the sixth on is scored and nothing else, the others are trained on. Each pair of
 variants differs in one number and shares the rest, the seed included:
 
 - border: w_0 = 10 against w_0 = 0, on all training images;
-- elastic: displacements of 10 px against none, on a few images drawn by the seed; shifts, flips, quarter turns and
-  grey-value variation in both, free rotation and zoom in neither.
+- elastic: displacements (the paper's grid with 10 px, or Simard's field with about 3 px) against none, on a few images
+  drawn by the seed; shifts, flips, quarter turns and grey-value variation in both, free rotation and zoom in neither.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from common import save
 
-from unet_deploy.metrics import Frame, SegCounter, TouchingPairs, count_touching_pairs
+from unet_deploy.metrics import Frame, SegCounter, TouchingPairs, count_touching_pairs, number_components
 from unet_deploy.training import (
     About,
     AugmentationConfig,
@@ -35,7 +36,7 @@ from unet_deploy.training import (
     read_training_data,
     train_unet,
 )
-from unet_deploy.training.validation import components, predict_whole
+from unet_deploy.training.validation import predict_whole
 
 BASE = TrainingConfig(depth=3, base_width=16, tile_side=348, validation_every_steps=250, border_weight=10)
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--deformation", choices=("grid", "field"), default="grid")
     options = parser.parse_args()
     stems = sorted(path.stem for path in (options.data / "images").iterdir())
     picking, scored = stems[0::10], stems[5::10]
@@ -62,11 +64,14 @@ def main() -> None:
         else:
             few = np.random.default_rng(seed).choice(len(training), options.images, replace=False)
             chosen = [training[i] for i in sorted(few)]
+            still = AugmentationConfig(rotation_max_degrees=0, displacement_std_px=0)
+            bent = {
+                "grid": replace(still, displacement_std_px=10),
+                "field": replace(still, deformation="field", field_sigma_px=10, field_alpha_px=180),
+            }[options.deformation]
             variants = {
-                f"displacements of {std:g} px": replace(
-                    BASE, augmentation=AugmentationConfig(rotation_max_degrees=0, displacement_std_px=std)
-                )
-                for std in (10.0, 0.0)
+                f"displaced by a {options.deformation}": replace(BASE, augmentation=bent),
+                "not displaced": replace(BASE, augmentation=still),
             }
         data = read(options.data, validation=picking, keep=[*chosen, *picking])
         for name, variant in variants.items():
@@ -82,7 +87,8 @@ def main() -> None:
         {
             "what": __doc__.splitlines()[0],
             "command": f"python benchmarks/ablation.py {options.ablation} --data DSB2018 --steps {steps} "
-            f"--seeds {options.seeds} --threads {options.threads}",
+            f"--seeds {options.seeds} --threads {options.threads} --deformation {options.deformation}",
+            "data": f"DSB2018, {len(stems)} images: {len(picking)} pick the step, {len(scored)} are scored",
             "mean SEG": means,
             "runs": rows,
         },
@@ -110,7 +116,7 @@ def score(model: UNet, data: TrainingData, test: TrainingData) -> dict[str, Any]
     test = replace(test, mean=data.mean, std=data.std)
     seg, touching = SegCounter(), TouchingPairs(pairs=0, separated=0)
     for index, annotated in enumerate(test.validation):
-        found = components(predict_whole(model, annotated, test).argmax(0) >= 1)
+        found = number_components(predict_whole(model, annotated, test).argmax(0) >= 1)
         seg.add(Frame(index), annotated.instances, found)
         touching += count_touching_pairs(annotated.instances, found)
     return {

@@ -52,12 +52,13 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: version(name) for name in names},
-        "data": "ISBI 2012 test slices" if ISBI_TEST.is_dir() else "procedural sample",
     }
 
 
 def save(name: str, result: dict[str, Any]) -> None:
-    """Print a result and write it to benchmarks/results."""
+    """Print a result and write it to benchmarks/results; one that does not name its data is of `read_slices`."""
+    slices = "ISBI 2012 test slices" if ISBI_TEST.is_dir() else "procedural sample"
+    result = {"data": slices, **result}
     text = json.dumps({**result, "machine": describe_machine()}, indent=2)
     print(text)
     (ROOT / "benchmarks" / "results" / f"{name}.json").write_text(text + "\n", encoding="utf-8")

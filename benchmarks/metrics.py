@@ -45,7 +45,15 @@ def main() -> None:
             run()
             seconds.append(time.perf_counter() - start)
         rows[name] = round(statistics.median(seconds), 4)
-    save("metrics", {"what": "seconds by metric, medians", "command": "python benchmarks/metrics.py", "seconds": rows})
+    save(
+        "metrics",
+        {
+            "what": "seconds by metric, medians",
+            "data": "drawn",
+            "command": "python benchmarks/metrics.py",
+            "seconds": rows,
+        },
+    )
 
 
 def draw_membranes() -> tuple[Any, Any]:

@@ -22,6 +22,7 @@ from common import save
 
 from unet_deploy.card import Histogram
 from unet_deploy.geometry import Geometry
+from unet_deploy.metrics import number_components
 from unet_deploy.sample import em_like_volume_with_truth
 from unet_deploy.training.augment import AugmentationConfig, draw_patch
 from unet_deploy.training.config import About, TrainingConfig
@@ -30,7 +31,7 @@ from unet_deploy.training.device import open_device, precision
 from unet_deploy.training.loop import Progress, make_optimiser, train_unet
 from unet_deploy.training.loss import weighted_cross_entropy
 from unet_deploy.training.network import UNet
-from unet_deploy.training.validation import components, validate
+from unet_deploy.training.validation import validate
 from unet_deploy.training.weight_map import separate_touching, weight_map
 
 WARM_UP = 3
@@ -203,7 +204,7 @@ def draw_data() -> TrainingData:
     """Return two images to train on and one to validate on, with cells told apart."""
     sample = em_like_volume_with_truth(shape=(3, SIDE, SIDE), seed=1)
     images = [
-        AnnotatedImage(stem=str(z), image=grey, label=membrane.astype(np.uint8), cells=components(~membrane))
+        AnnotatedImage(stem=str(z), image=grey, label=membrane.astype(np.uint8), cells=number_components(~membrane))
         for z, (grey, membrane) in enumerate(zip(sample.image, sample.membrane, strict=True))
     ]
     grey = np.stack([a.image for a in images[:2]])

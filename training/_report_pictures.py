@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unet_deploy.metrics import number_components
 from unet_deploy.picture import borders, encode_png, heat, to_display
 from unet_deploy.training.data import AnnotatedImage
-from unet_deploy.training.validation import components
 
 Indices = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -122,7 +122,7 @@ def draw_borders(annotated: AnnotatedImage, predicted: npt.NDArray[np.uint8]) ->
     Where the annotation numbers objects, the borders are those of the objects and of the predicted foreground's parts.
     """
     if annotated.instances is not None:
-        came, expected = borders(components(predicted >= 1)), borders(annotated.instances)
+        came, expected = borders(number_components(predicted >= 1)), borders(annotated.instances)
     else:
         came, expected = borders(predicted), borders(annotated.label)
     if annotated.ignored is not None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unet_deploy.geometry import Interval, cover_axis, mirror_index
-from unet_deploy.metrics import Frame, RandCounter, SegCounter
+from unet_deploy.metrics import Frame, RandCounter, SegCounter, number_components
 from unet_deploy.training.config import Metric
 from unet_deploy.training.data import AnnotatedImage, TrainingData, normalise
 from unet_deploy.training.network import UNet
@@ -114,7 +114,7 @@ def score_all(
         if annotated.instances is not None:
             one = SegCounter()
             for counter, frame in ((one, Frame(0)), (seg, Frame(index))):
-                counter.add(frame, annotated.instances, components(predicted >= 1))
+                counter.add(frame, annotated.instances, number_components(predicted >= 1))
             score = one.scores().seg
             if score is not None:  # an image without objects has none
                 values["seg"] = score
@@ -155,10 +155,3 @@ def probability(logits: npt.NDArray[np.float32], index: int) -> npt.NDArray[np.f
     """Return the soft-max of one class, (y, x)."""
     powers = np.exp(logits - logits.max(axis=0))
     return np.asarray(powers[index] / powers.sum(axis=0), np.float32)
-
-
-def components(foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """Number the parts of the foreground that hang together by edges: int32, (y, x), 0 outside."""
-    from skimage.measure import label
-
-    return np.asarray(label(foreground, connectivity=1), np.int32)

@@ -12,13 +12,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'train' is not installed")
 
 from tests.discs import annotate, make_discs  # noqa: E402
-from unet_deploy.metrics import Frame, rand_error, seg_scores  # noqa: E402
+from unet_deploy.metrics import Frame, number_components, rand_error, seg_scores  # noqa: E402
 from unet_deploy.training.data import AnnotatedImage  # noqa: E402
 from unet_deploy.training.network import UNet  # noqa: E402
 from unet_deploy.training.validation import (  # noqa: E402
     Score,
     Validation,
-    components,
     default_metric,
     pixel_scores,
     predict_whole,
@@ -63,7 +62,7 @@ def test_objects_are_scored_by_seg_pooled_over_the_images() -> None:
     truth, result = {}, {}
     for index, (annotated, logits) in enumerate(predictions):
         assert annotated.instances is not None
-        truth[Frame(index)], result[Frame(index)] = annotated.instances, components(logits.argmax(0) == 1)
+        truth[Frame(index)], result[Frame(index)] = annotated.instances, number_components(logits.argmax(0) == 1)
     expected = seg_scores(truth, result)
     assert came.step == 7
     assert came.values["seg"] == expected.seg
@@ -136,7 +135,7 @@ def test_probability_is_the_soft_max_even_of_great_logits() -> None:
 
 
 def test_components_hang_together_by_edges() -> None:
-    found = components(np.array([[1, 0, 1], [1, 0, 1], [0, 1, 0]], np.bool_))
+    found = number_components(np.array([[1, 0, 1], [1, 0, 1], [0, 1, 0]], np.bool_))
     assert (found.dtype, int(found.max())) == (np.int32, 3)
     assert found[0, 1] == 0
 
