@@ -21,7 +21,7 @@ import torch
 from common import save
 
 from unet_deploy.card import Histogram
-from unet_deploy.geometry import Geometry
+from unet_deploy.geometry import UnetGeometry
 from unet_deploy.metrics import number_components
 from unet_deploy.sample import em_like_volume_with_truth
 from unet_deploy.training.augment import AugmentationConfig, draw_patch
@@ -116,7 +116,7 @@ def make_own_pass(config: TrainingConfig, classes: int, device: torch.device) ->
     """Return a function that runs the network forward and backward on one tile, and does nothing else."""
     model = make_model(config, classes, device)
     tile = torch.randn((1, 1, config.tile_side, config.tile_side), device=device)
-    side = Geometry(config.depth).output_side(config.tile_side)
+    side = UnetGeometry(config.depth).output_side(config.tile_side)
     gradient = torch.full((1, classes, side, side), 1 / side**2, device=device)
 
     def run() -> None:
@@ -130,7 +130,7 @@ def make_own_pass(config: TrainingConfig, classes: int, device: torch.device) ->
 
 def time_parts(data: TrainingData, config: TrainingConfig, device: torch.device, runs: int) -> dict[str, Any]:
     """Time what a step and a validation consist of, besides the network's own passes."""
-    geometry, classes = Geometry(config.depth), len(data.classes)
+    geometry, classes = UnetGeometry(config.depth), len(data.classes)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn((1, SIDE, SIDE), generator=generator).to(device)
     truth = torch.rand((2, SIDE, SIDE), generator=generator).round().to(device)

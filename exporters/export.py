@@ -178,14 +178,14 @@ def _require_place(output: Path, *, overwrite: bool) -> None:
 def _export_parent(model: UNet, card: ModelCard, *, source: str, progress: Progress) -> _Product:
     """Make and prove the fp32 artifact."""
     progress("writing the graph")
-    graph = build_graph(card.network, {k: v.detach().numpy() for k, v in model.state_dict().items()})
+    graph = build_graph(card.unet, {k: v.detach().numpy() for k, v in model.state_dict().items()})
     card = card.with_export(graph_sha256=hash_graph(graph), test_tensor=make_test_tensor(model, card))
     progress("reading it back and replaying the test tensor")
     artifact = read_artifact(stamp_card(graph, card), source=source)
     engine = open_engine(artifact, device="cpu", engine=ENGINE)
     try:
         progress("comparing with torch")
-        parity = compare(model, engine, card.network)
+        parity = compare(model, engine, card.unet)
         return _Product(artifact=artifact, engine=engine.describe(), parity=parity, compared_with="torch")
     finally:
         engine.close()

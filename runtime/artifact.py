@@ -326,12 +326,12 @@ def _require_fit(model: Any, card: ModelCard, source: str) -> None:
             problems.append(f"{kind}: float32 was expected")
     tensors = {t.name: (_TYPE_NAMES[t.data_type], tuple(t.dims)) for t in model.graph.initializer}
     weights = {name: tensor for name, tensor in tensors.items() if tensor[0] != "INT64"}  # which is where to crop
-    expected_weights = weight_tensors(card.network, card.precision)
+    expected_weights = weight_tensors(card.unet, card.precision)
     activations = {n for n in weights.keys() - expected_weights.keys() if _is_activation_constant(n, weights[n], card)}
     found = {name: tensor for name, tensor in weights.items() if name not in activations}
     if found != expected_weights or len(tensors) < len(model.graph.initializer):
         problems.append(
-            f"weights: those of depth {card.network.depth} and width {card.network.base_width} in {card.precision} "
+            f"weights: those of depth {card.unet.depth} and width {card.unet.base_width} in {card.precision} "
             f"were expected, {len(found)} tensors of {sum(math.prod(shape) for _, shape in found.values()):,} values "
             "came"
         )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 
-from unet_deploy.card import Network
-from unet_deploy.geometry import Geometry
+from unet_deploy.card import AdoptedNetwork, AnyNetwork
+from unet_deploy.geometry import Geometry, UnetGeometry
 
 FEATURE_MAPS_HELD = 9
 """Feature maps of the top level alive at once in onnxruntime's CPU arena: 4.8 to 8.7 measured (width 16 and 64)."""
@@ -18,8 +18,10 @@ TTA_PASSES = 8
 """Forward passes over a tile whose result is the mean over the symmetries of the square."""
 
 
-def tile_flops(network: Network, tile_y: int, tile_x: int) -> int:
+def tile_flops(network: AnyNetwork, tile_y: int, tile_x: int) -> int:
     """Return the floating-point operations of one forward pass over one legal input of (tile_y, tile_x) pixels."""
+    if isinstance(network, AdoptedNetwork):
+        return round(network.flops_per_pixel * tile_y * tile_x)
     total = 0
 
     def convolve(y: int, x: int, channels_in: int, channels_out: int, kernel: int) -> None:
@@ -45,9 +47,11 @@ def tile_flops(network: Network, tile_y: int, tile_x: int) -> int:
     return total
 
 
-def flops_per_pixel(network: Network) -> float:
+def flops_per_pixel(network: AnyNetwork) -> float:
     """Return the operations per output pixel of an infinitely large tile: the least any tiling can spend."""
-    side = Geometry(network.depth).divisor  # one period of the pooling grid, without any border
+    if isinstance(network, AdoptedNetwork):
+        return network.flops_per_pixel
+    side = UnetGeometry(network.depth).divisor  # one period of the pooling grid, without any border
     total = 0.0
     channels = network.in_channels
     for level in range(network.depth + 1):
@@ -61,13 +65,17 @@ def flops_per_pixel(network: Network) -> float:
     return total / side**2
 
 
-def tile_memory_bytes(network: Network, tile_y: int, tile_x: int, batch: int) -> int:
+def tile_memory_bytes(network: AnyNetwork, tile_y: int, tile_x: int, batch: int) -> int:
     """Return about how much memory an engine needs for one batch, beside its weights (float32 activations)."""
+    if isinstance(network, AdoptedNetwork):
+        return round(network.activation_bytes_per_pixel * tile_y * tile_x * batch)
     return FEATURE_MAPS_HELD * 4 * network.base_width * tile_y * tile_x * batch
 
 
-def weights_bytes(network: Network) -> int:
+def weights_bytes(network: AnyNetwork) -> int:
     """Return the size of the weights in float32."""
+    if isinstance(network, AdoptedNetwork):
+        return network.weights_bytes
     total, channels = 0, network.in_channels
     for level in range(network.depth + 1):
         width = network.base_width << level

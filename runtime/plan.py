@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from unet_deploy.card import Network
+from unet_deploy.card import AnyNetwork
 from unet_deploy.errors import ConfigurationError
 from unet_deploy.geometry import AxisTile, Geometry, Interval, cover_axis
 from unet_deploy.runtime.cost import (
@@ -111,7 +111,7 @@ class Block:
 class SegmentationPlan:
     """Everything about a run that arithmetic alone decides."""
 
-    network: Network
+    network: AnyNetwork
     extents: Extents
     grid: WriteGrid
     tile_y: int
@@ -237,7 +237,7 @@ class SegmentationPlan:
 
 
 def plan_segmentation(
-    network: Network,
+    network: AnyNetwork,
     extents: Extents,
     *,
     source_chunk: tuple[int, int, int],
@@ -272,7 +272,7 @@ def plan_segmentation(
     Raises
     ------
     TileNotLegalError
-        If a given tile side is not k * 2**depth - 4, or has no core.
+        If a given tile side is not one the network takes, or has no core.
     ConfigurationError
         If batch is below 1, or the memory does not hold the smallest tile.
     """
@@ -331,7 +331,7 @@ def derive_write_grid(
     return WriteGrid(chunk=chunk, shard=(shard[0], shard[1], shard[2]))
 
 
-def _largest_core(network: Network, *, batch: int, memory_bytes: int) -> int:
+def _largest_core(network: AnyNetwork, *, batch: int, memory_bytes: int) -> int:
     """Return the largest square core up to MAX_CORE whose activations fit the budget."""
     geometry = network.geometry
     for core in range(geometry.round_up(MAX_CORE), 0, -geometry.divisor):
@@ -342,7 +342,7 @@ def _largest_core(network: Network, *, batch: int, memory_bytes: int) -> int:
     needed = tile_memory_bytes(network, smallest, smallest, batch)
     raise ConfigurationError(
         f"{memory_bytes / 2**20:.0f} MiB do not hold a batch of the smallest tile ({needed / 2**20:.0f} MiB)",
-        f"{batch} tile(s) of {smallest} × {smallest} px at base width {network.base_width}",
+        f"{batch} tile(s) of {smallest} × {smallest} px, {network.words}",
         fix="allow more memory, or use --batch 1",
     )
 

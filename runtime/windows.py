@@ -35,7 +35,7 @@ def plan_window(geometry: Geometry, tiles: Sequence[AxisTile], extent: int) -> W
     """Plan the window that covers `tiles`, along an axis of `extent` pixels.
 
     >>> from unet_deploy.geometry import cover_axis
-    >>> g = Geometry(1)
+    >>> g = UnetGeometry(1)
     >>> plan = plan_window(g, cover_axis(g, Interval(0, 10), 26), 10)
     >>> plan.window, plan.source, plan.index[:9]
     (Interval(start=-8, stop=18), Interval(start=0, stop=10), (8, 7, 6, 5, 4, 3, 2, 1, 0))

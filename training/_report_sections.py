@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import unet_deploy
-from unet_deploy.geometry import Geometry
+from unet_deploy.geometry import UnetGeometry
 from unet_deploy.training import _report_page as html
 from unet_deploy.training import _report_pictures as pictures
 from unet_deploy.training._report_curves import MAX_POINTS, Line, Mark, asks_for_logarithm, draw_chart, running_mean
@@ -118,7 +118,7 @@ def patches(data: TrainingData, config: TrainingConfig) -> Iterator[str]:
             to_tensor(annotated, data),
             truth,
             tile_side=config.tile_side,
-            geometry=Geometry(config.depth),
+            geometry=UnetGeometry(config.depth),
             config=config.augmentation,
             generator=generator,
         )

@@ -126,8 +126,8 @@ def load_checkpoint(path: Path) -> tuple[UNet, ModelCard]:
     card, weights = _split(content, path)
     with torch.device("meta"):  # shapes only: a card that asks for terabytes costs nothing
         model = UNet(
-            depth=card.network.depth,
-            base_width=card.network.base_width,
+            depth=card.unet.depth,
+            base_width=card.unet.base_width,
             in_channels=card.network.in_channels,
             classes=card.network.classes,
         )

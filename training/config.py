@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from unet_deploy.errors import ConfigurationError
-from unet_deploy.geometry import MAX_DEPTH, Geometry
+from unet_deploy.geometry import MAX_DEPTH, UnetGeometry
 from unet_deploy.training.augment import AugmentationConfig, Deformation
 from unet_deploy.training.data import TrainingData
 
@@ -111,7 +111,7 @@ def config_problems(config: TrainingConfig) -> list[str]:
         ),
     ]
     try:
-        geometry = Geometry(config.depth)
+        geometry = UnetGeometry(config.depth)
     except ConfigurationError as error:
         return [*problems, f"depth: {error.headline}"]
     if not geometry.is_legal(config.tile_side):
@@ -151,7 +151,7 @@ def _tile_problems(config: TrainingConfig, data: TrainingData) -> list[str]:
     reach = largest_tile(side)
     if config.tile_side <= reach or not 1 <= config.depth <= MAX_DEPTH:
         return []
-    geometry = Geometry(config.depth)
+    geometry = UnetGeometry(config.depth)
     fitting = [n for n in geometry.nearest_legal(reach) if n <= reach]
     advice = f"{fitting[0]} would fit" if fitting else f"no tile of depth {config.depth} would fit, a smaller depth may"
     return [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unet_deploy.geometry import Geometry
+from unet_deploy.geometry import Geometry, UnetGeometry
 
 
 class UNet(nn.Module):
@@ -50,7 +50,7 @@ class UNet(nn.Module):
         self, *, depth: int = 4, base_width: int = 64, in_channels: int = 1, classes: int = 2, dropout: float = 0.5
     ) -> None:
         super().__init__()
-        self.geometry = Geometry(depth)
+        self.geometry = UnetGeometry(depth)
         widths = [base_width << level for level in range(depth + 1)]
         self.contracting = nn.ModuleList(
             _block(before, after) for before, after in zip([in_channels, *widths], widths, strict=False)

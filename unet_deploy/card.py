@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from unet_deploy.geometry import Geometry
+from unet_deploy.geometry import Geometry, SameGeometry, UnetGeometry
 
 Precision = Literal["fp32", "fp16", "int8"]
 InputDtype = Literal["uint8", "uint16", "int16", "float32"]
@@ -30,9 +30,44 @@ class Network:
     classes: int
 
     @property
-    def geometry(self) -> Geometry:
+    def geometry(self) -> UnetGeometry:
         """What the depth decides: context, divisor, legal sides."""
-        return Geometry(self.depth)
+        return UnetGeometry(self.depth)
+
+    @property
+    def words(self) -> str:
+        """The network in a few words."""
+        return f"U-Net 2015, depth {self.depth}, width {self.base_width}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptedNetwork:
+    """A fully convolutional network of another program, whose output is as large as its input before the crop.
+
+    `divisor` and `context` were measured when it was adopted. `flops_per_pixel` and `activation_bytes_per_pixel` are
+    of one input pixel, `weights_bytes` of the whole; they decide cost, never a result.
+    """
+
+    divisor: int
+    context: int
+    in_channels: int
+    classes: int
+    flops_per_pixel: float
+    activation_bytes_per_pixel: float
+    weights_bytes: int
+
+    @property
+    def geometry(self) -> SameGeometry:
+        """What divisor and context decide."""
+        return SameGeometry(self.divisor, self.context)
+
+    @property
+    def words(self) -> str:
+        """The network in a few words."""
+        return f"adopted network, divisor {self.divisor}, context {self.context} px"
+
+
+AnyNetwork = Network | AdoptedNetwork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +167,7 @@ class ModelCard:
 
     name: str
     description: str
-    network: Network
+    network: AnyNetwork
     input: InputContract
     normalisation: Normalisation
     classes: tuple[ClassInfo, ...]
@@ -145,8 +180,14 @@ class ModelCard:
     test_tensor: TestTensor | None = field(default=None, compare=False)
 
     @property
+    def unet(self) -> Network:
+        """The paper's network, which is all that is trained and exported here."""
+        assert isinstance(self.network, Network), self.network
+        return self.network
+
+    @property
     def geometry(self) -> Geometry:
-        """What the network's depth decides."""
+        """What decides how the network is tiled."""
         return self.network.geometry
 
     def with_export(

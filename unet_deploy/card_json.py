@@ -37,7 +37,7 @@ from unet_deploy.card import (
     Training,
 )
 from unet_deploy.errors import CardError
-from unet_deploy.geometry import MAX_DEPTH, Geometry
+from unet_deploy.geometry import MAX_DEPTH, UnetGeometry
 
 METADATA_KEY = "unet_deploy"
 CARD_HASH_KEY = "unet_deploy_card_sha256"
@@ -57,15 +57,15 @@ def dump_card(card: ModelCard) -> str:
 
 def card_to_object(card: ModelCard) -> JsonObject:
     """Return the card as plain JSON values."""
-    geometry = card.geometry
+    geometry = card.unet.geometry
     return {
         "card_version": CARD_VERSION,
         "name": card.name,
         "description": card.description,
         "network": {
             "architecture": "unet-2015",
-            "depth": card.network.depth,
-            "base_width": card.network.base_width,
+            "depth": card.unet.depth,
+            "base_width": card.unet.base_width,
             "in_channels": card.network.in_channels,
             "classes": card.network.classes,
         },
@@ -169,7 +169,7 @@ def _read_card(reader: Reader) -> ModelCard | None:
 
     declared = reader.take_object("geometry")
     if depth is not None:
-        geometry = Geometry(depth)
+        geometry = UnetGeometry(depth)
         expected = {
             "divisor": geometry.divisor,
             "context": geometry.context,
@@ -313,7 +313,7 @@ def _read_test_tensor(
     if image is None or logits is None or None in (dtype, channels, classes, depth):
         return None
     assert depth is not None
-    geometry = Geometry(depth)
+    geometry = UnetGeometry(depth)
     shrink = 2 * geometry.context
     if image.ndim != 4 or image.shape[1] != channels or image.dtype != dtype:
         item.note("image", f"(n, {channels}, y, x) of {dtype} was expected, {image.shape} of {image.dtype} came")

@@ -17,13 +17,15 @@ Coordinates are absolute and intervals half-open; a window may start before 0 an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from unet_deploy.errors import ConfigurationError, TileNotLegalError
 
 MAX_DEPTH = 8
 """Beyond this the context (1,532 px) exceeds any useful tile; metadata asking for more is refused."""
+MAX_DIVISOR, MAX_CONTEXT = 256, 4096
+"""The most of a network that pads: beyond this no tile is of use."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,8 +62,112 @@ class Interval:
         return Interval(max(self.start, 0), min(self.stop, extent))
 
 
-@dataclass(frozen=True, slots=True)
 class Geometry:
+    """What decides how a network is tiled: its divisor, its context, and the surplus that its output has.
+
+    `UnetGeometry` is that of the paper's network, `SameGeometry` that of a network that pads its input.
+    """
+
+    __slots__ = ()
+
+    @property
+    def divisor(self) -> int:
+        """Total down-sampling, in pixels: origins of tiles differ by multiples of it."""
+        raise NotImplementedError
+
+    @property
+    def context(self) -> int:
+        """Pixels the network needs on each side of a core."""
+        raise NotImplementedError
+
+    @property
+    def surplus(self) -> int:
+        """Output rows (columns) beyond the last multiple of the divisor; computed, then dropped."""
+        raise NotImplementedError
+
+    @property
+    def _rest(self) -> int:
+        """What a tile's side has beyond its core's."""
+        return 2 * self.context + self.surplus
+
+    @property
+    def legal_sides(self) -> str:
+        """Which input sides are legal, for messages.
+
+        >>> UnetGeometry(4).legal_sides, SameGeometry(32, 96).legal_sides
+        ('16·k − 4', '32·k')
+        """
+        short = -self._rest % self.divisor
+        return f"{self.divisor}·k" + (f" − {short}" if short else "")
+
+    @property
+    def smallest_tile(self) -> int:
+        """The smallest legal tile side whose core is not empty."""
+        return self.tile_side(self.divisor)
+
+    def is_legal(self, side: int) -> bool:
+        """Tell whether the network takes an input side of `side` pixels: every pooling then meets an even side."""
+        return side > 2 * self.context and (side - self._rest) % self.divisor == 0
+
+    def nearest_legal(self, side: int) -> tuple[int, ...]:
+        """Return the nearest legal sides with a core, below (if there is one) and above `side`."""
+        below = (side - self._rest) // self.divisor * self.divisor + self._rest
+        candidates = (below, below + self.divisor)
+        return tuple(n for n in candidates if n >= self.smallest_tile) or (self.smallest_tile,)
+
+    def require_legal(self, side: int, *, axis: str, flag: str = "--tile") -> int:
+        """Return `side`, or say which sides would be legal.
+
+        Raises
+        ------
+        TileNotLegalError
+            If the side is not one of `legal_sides`, or too small to hold a core.
+        """
+        if self.is_legal(side) and side >= self.smallest_tile:
+            return side
+        nearest = self.nearest_legal(side)
+        raise TileNotLegalError(
+            f"tile side {side} on axis {axis} is not {self.legal_sides} with at least {self.smallest_tile}",
+            f"the network reduces its input {self.divisor}-fold and needs {self.context} px of context a side",
+            f"nearest legal sides: {', '.join(map(str, nearest))}",
+            fix=f"{flag} {nearest[-1]}",
+        )
+
+    def output_side(self, side: int) -> int:
+        """Return the output side of a legal input side."""
+        assert self.is_legal(side), side
+        return side - 2 * self.context
+
+    def core_side(self, side: int) -> int:
+        """Return how many of a legal input side's output pixels are kept: a multiple of the divisor."""
+        return self.output_side(side) // self.divisor * self.divisor
+
+    def tile_side(self, core: int) -> int:
+        """Return the input side that yields a core of `core` pixels, a positive multiple of the divisor."""
+        assert core > 0, core
+        assert core % self.divisor == 0, core
+        return core + self._rest
+
+    def round_up(self, pixels: int) -> int:
+        """Return the smallest positive multiple of the divisor that is at least `pixels`."""
+        return max(-(-pixels // self.divisor), 1) * self.divisor
+
+    def tile_window(self, core_start: int, tile_side: int) -> Interval:
+        """Return what a tile reads whose core starts at `core_start`; it may leave the volume.
+
+        >>> UnetGeometry(4).tile_window(0, 572)
+        Interval(start=-92, stop=480)
+        """
+        assert core_start % self.divisor == 0, core_start
+        return Interval(core_start - self.context, core_start - self.context + tile_side)
+
+    def whole_window(self, extent: int) -> Interval:
+        """Return the window of the one-pass reference: the whole mirrored extent, legal and in phase."""
+        return self.tile_window(0, self.tile_side(self.round_up(extent)))
+
+
+@dataclass(frozen=True, slots=True)
+class UnetGeometry(Geometry):
     """What depth alone decides about a valid-convolution U-Net.
 
     Parameters
@@ -76,7 +182,7 @@ class Geometry:
 
     Examples
     --------
-    >>> g = Geometry(4)
+    >>> g = UnetGeometry(4)
     >>> g.divisor, g.context, g.crop_margins
     (16, 92, (4, 16, 40, 88))
     >>> g.output_side(572), g.core_side(572), g.tile_side(384)
@@ -95,17 +201,17 @@ class Geometry:
 
     @property
     def divisor(self) -> int:
-        """Total down-sampling, in pixels."""
+        """Total down-sampling: 2**depth."""
         return 1 << self.depth
 
     @property
     def context(self) -> int:
-        """Pixels the network needs on each side of an output pixel."""
+        """What two valid 3x3 convolutions a level cost a side: 6 * 2**depth - 4."""
         return 6 * self.divisor - 4
 
     @property
     def surplus(self) -> int:
-        """Output rows (columns) beyond the last multiple of the divisor; computed, then dropped."""
+        """4, and 0 where that is a multiple of the divisor."""
         return 4 % self.divisor
 
     @property
@@ -119,70 +225,50 @@ class Geometry:
             shrink += 2
         return tuple(margins)
 
-    @property
-    def smallest_tile(self) -> int:
-        """The smallest legal tile side whose core is not empty."""
-        return self.tile_side(self.divisor)
 
-    def is_legal(self, side: int) -> bool:
-        """Tell whether every max-pooling of an input side of `side` pixels meets an even side."""
-        return side > 2 * self.context and (side + 4) % self.divisor == 0
+@dataclass(frozen=True, slots=True)
+class SameGeometry(Geometry):
+    """A network whose output is as large as its input, cropped by its context so that no padding is seen.
 
-    def nearest_legal(self, side: int) -> tuple[int, ...]:
-        """Return the nearest legal sides with a core, below (if there is one) and above `side`."""
-        below = (side + 4) // self.divisor * self.divisor - 4
-        candidates = (below, below + self.divisor)
-        return tuple(n for n in candidates if n >= self.smallest_tile) or (self.smallest_tile,)
+    What such a network pads at a tile's border is not the volume's content, and reaches as far as its receptive
+    field does. With that border cut off, it is tiled as the paper's network is.
 
-    def require_legal(self, side: int, *, axis: str, flag: str = "--tile") -> int:
-        """Return `side`, or say which sides would be legal.
+    Parameters
+    ----------
+    divisor
+        Input sides must be multiples of it, and results repeat when the input moves by it.
+    context
+        A multiple of the divisor, at least the receptive field's reach on any side: what the crop takes off.
 
-        Raises
-        ------
-        TileNotLegalError
-            If the side is not k * 2**depth - 4, or too small to hold a core.
-        """
-        if self.is_legal(side) and side >= self.smallest_tile:
-            return side
-        nearest = self.nearest_legal(side)
-        raise TileNotLegalError(
-            f"tile side {side} on axis {axis} is not {self.divisor}·k − 4 with at least {self.smallest_tile}",
-            f"the network halves its input {self.depth} times and needs {self.context} px of context a side",
-            f"nearest legal sides: {', '.join(map(str, nearest))}",
-            fix=f"{flag} {nearest[-1]}",
-        )
+    Raises
+    ------
+    ConfigurationError
+        If they cannot be those of a network.
 
-    def output_side(self, side: int) -> int:
-        """Return the output side of a legal input side."""
-        assert self.is_legal(side), side
-        return side - 2 * self.context
+    Examples
+    --------
+    >>> g = SameGeometry(32, 96)
+    >>> g.output_side(448), g.core_side(448), g.tile_side(256), g.surplus
+    (256, 256, 448, 0)
+    """
 
-    def core_side(self, side: int) -> int:
-        """Return how many of a legal input side's output pixels are kept: a multiple of the divisor."""
-        return self.output_side(side) // self.divisor * self.divisor
+    divisor: int
+    context: int
+    surplus: int = field(default=0, init=False)
 
-    def tile_side(self, core: int) -> int:
-        """Return the input side that yields a core of `core` pixels, a positive multiple of the divisor."""
-        assert core > 0, core
-        assert core % self.divisor == 0, core
-        return core + 2 * self.context + self.surplus
-
-    def round_up(self, pixels: int) -> int:
-        """Return the smallest positive multiple of the divisor that is at least `pixels`."""
-        return max(-(-pixels // self.divisor), 1) * self.divisor
-
-    def tile_window(self, core_start: int, tile_side: int) -> Interval:
-        """Return what a tile reads whose core starts at `core_start`; it may leave the volume.
-
-        >>> Geometry(4).tile_window(0, 572)
-        Interval(start=-92, stop=480)
-        """
-        assert core_start % self.divisor == 0, core_start
-        return Interval(core_start - self.context, core_start - self.context + tile_side)
-
-    def whole_window(self, extent: int) -> Interval:
-        """Return the window of the one-pass reference: the whole mirrored extent, legal and in phase."""
-        return self.tile_window(0, self.tile_side(self.round_up(extent)))
+    def __post_init__(self) -> None:
+        if not (1 <= self.divisor <= MAX_DIVISOR and 0 <= self.context <= MAX_CONTEXT):
+            raise ConfigurationError(
+                f"divisor {self.divisor} and context {self.context} are not in 1..{MAX_DIVISOR} and 0..{MAX_CONTEXT}",
+                "they are what a padded network is tiled by",
+                fix="adopt the network again: unet-deploy adopt MODEL.onnx",
+            )
+        if self.context % self.divisor:
+            raise ConfigurationError(
+                f"context {self.context} is not a multiple of the divisor {self.divisor}",
+                "tiles must begin where the network's own grid does",
+                fix=f"use {-(-self.context // self.divisor) * self.divisor}",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +290,7 @@ def cover_axis(geometry: Geometry, region: Interval, tile_side: int) -> tuple[Ax
     The core grid starts at the multiple of the divisor at or below ``region.start``; every pixel of the region
     is kept by exactly one tile, and what it is does not depend on `tile_side` or on the region (module rule 4).
 
-    >>> [t.keep for t in cover_axis(Geometry(4), Interval(0, 512), 572)]
+    >>> [t.keep for t in cover_axis(UnetGeometry(4), Interval(0, 512), 572)]
     [Interval(start=0, stop=384), Interval(start=384, stop=512)]
     """
     core = geometry.core_side(tile_side)

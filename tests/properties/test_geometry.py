@@ -14,6 +14,7 @@ from unet_deploy.geometry import (
     AxisTile,
     Geometry,
     Interval,
+    UnetGeometry,
     cover_axis,
     mirror_index,
     mirrored_source,
@@ -96,7 +97,7 @@ def test_no_tile_is_in_vain(covering: tuple[Geometry, Interval, int]) -> None:
 
 @given(depth=st.integers(1, MAX_DEPTH), extent=st.integers(1, 5000))
 def test_the_whole_is_one_tile(depth: int, extent: int) -> None:
-    geometry = Geometry(depth)
+    geometry = UnetGeometry(depth)
     whole = geometry.whole_window(extent)
     assert geometry.is_legal(whole.size)
     (tile,) = cover_axis(geometry, Interval(0, extent), whole.size)
@@ -150,7 +151,7 @@ def signals(draw: st.DrawFn) -> Ints:
 
 @given(signal=signals(), depth=st.integers(1, 4), cores=st.tuples(st.integers(1, 9), st.integers(1, 9)), data=st.data())
 def test_tiled_equals_whole(signal: Ints, depth: int, cores: tuple[int, int], data: st.DataObject) -> None:
-    geometry = Geometry(depth)
+    geometry = UnetGeometry(depth)
     extent = len(signal)
     whole = run(signal, geometry, cover_axis(geometry, Interval(0, extent), geometry.whole_window(extent).size))
     assert set(whole) == set(range(extent))
@@ -166,7 +167,7 @@ def test_tiled_equals_whole(signal: Ints, depth: int, cores: tuple[int, int], da
 @given(seed=st.integers(0, 2**32), depth=st.integers(1, 4), shift=st.integers(1, 15))
 def test_out_of_phase_is_not_equal(seed: int, depth: int, shift: int) -> None:
     """Without this the test above could pass with a network that does not care."""
-    geometry = Geometry(depth)
+    geometry = UnetGeometry(depth)
     assume(shift % geometry.divisor)
     signal = np.random.default_rng(seed).integers(0, 65521, 400)
     whole = run(signal, geometry, cover_axis(geometry, Interval(0, 400), geometry.whole_window(400).size))

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unet_deploy.card import Network
-from unet_deploy.geometry import Geometry, Interval, cover_axis
+from unet_deploy.geometry import Interval, UnetGeometry, cover_axis
 from unet_deploy.runtime import segment, segment_array
 from unet_deploy.runtime.engines import CheckedEngine
 from unet_deploy.runtime.engines.fake import FakeEngine
@@ -53,7 +53,7 @@ def random_plane(seed: int, shape: tuple[int, ...]) -> Array:
 def cuttings(draw: st.DrawFn) -> tuple[SegmentationPlan, int]:
     """Draw a plan that no planner would make: any legal tile, any chunk, any block of whole chunks, any batch."""
     depth = draw(st.integers(1, 4))
-    g = Geometry(depth)
+    g = UnetGeometry(depth)
     side = st.integers(1, 3 * g.context + 40)
     tile = st.integers(1, 6).map(lambda n: g.tile_side(n * g.divisor))
     y, x = draw(side), draw(side)
@@ -115,7 +115,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Any]:
 @st.composite
 def runs(draw: st.DrawFn) -> dict[str, Any]:
     depth = draw(st.integers(1, 3))
-    g = Geometry(depth)
+    g = UnetGeometry(depth)
     shape = draw(st.integers(1, 3)), draw(st.integers(1, 150)), draw(st.integers(1, 150))
     tile = st.integers(1, 6).map(lambda n: g.tile_side(n * g.divisor))
     return {
@@ -217,7 +217,7 @@ def test_tiles_of_a_run_have_one_shape(fake_artifact: Any) -> None:
     artifact = fake_artifact(depth=2)
     engine = FakeEngine(artifact.card.network)
     checked = CheckedEngine(engine, artifact.card).open()
-    tiles = cover_axis(Geometry(2), Interval(0, 100), 84)
+    tiles = cover_axis(UnetGeometry(2), Interval(0, 100), 84)
     plan = SegmentationPlan(
         network=artifact.card.network, extents=Extents(t=1, z=1, y=100, x=100), grid=WriteGrid(chunk=(1, 64, 64)),
         tile_y=84, tile_x=84, batch=1, block_shape=(1, 128, 128),

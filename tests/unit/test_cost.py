@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unet_deploy.card import Network
-from unet_deploy.geometry import Geometry
+from unet_deploy.geometry import UnetGeometry
 from unet_deploy.runtime.cost import flops_per_pixel, tile_flops, tile_memory_bytes, weights_bytes
 
 PAPER = Network(depth=4, base_width=64, in_channels=1, classes=2)
@@ -104,5 +104,5 @@ def test_memory_covers_what_was_measured() -> None:
     # Peak of onnxruntime at base width 64 with tiles keeping 384 and 1024, process included: 783 and 2,592 MiB.
     fixed = 250 * 2**20 + 2 * weights_bytes(PAPER)
     for core, measured in ((384, 783), (1024, 2592)):
-        side = Geometry(4).tile_side(core)
+        side = UnetGeometry(4).tile_side(core)
         assert measured * 2**20 < fixed + tile_memory_bytes(PAPER, side, side, 1) < 1.8 * measured * 2**20

@@ -11,14 +11,14 @@ from unet_deploy.errors import ConfigurationError, TileNotLegalError
 from unet_deploy.geometry import (
     MAX_DEPTH,
     AxisTile,
-    Geometry,
     Interval,
+    UnetGeometry,
     cover_axis,
     mirror_index,
     mirrored_source,
 )
 
-PAPER = Geometry(4)
+PAPER = UnetGeometry(4)
 DEPTHS = range(1, MAX_DEPTH + 1)
 
 
@@ -60,7 +60,7 @@ def test_the_paper() -> None:
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_a_side_is_legal_when_a_walk_through_the_layers_ends_well(depth: int) -> None:
-    geometry = Geometry(depth)
+    geometry = UnetGeometry(depth)
     for side in range(1, 2 * geometry.context + 5 * geometry.divisor):
         sizes = walk(depth, side)
         assert geometry.is_legal(side) == (sizes is not None), side
@@ -72,7 +72,7 @@ def test_a_side_is_legal_when_a_walk_through_the_layers_ends_well(depth: int) ->
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_the_tile_of_a_core_is_the_smallest_legal_one_that_holds_it(depth: int) -> None:
-    geometry = Geometry(depth)
+    geometry = UnetGeometry(depth)
     for core in range(geometry.divisor, 6 * geometry.divisor, geometry.divisor):
         tile = geometry.tile_side(core)
         assert geometry.is_legal(tile)
@@ -87,7 +87,7 @@ def test_the_tile_of_a_core_is_the_smallest_legal_one_that_holds_it(depth: int) 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_nearest_legal_sides(depth: int) -> None:
-    geometry = Geometry(depth)
+    geometry = UnetGeometry(depth)
     legal = [n for n in range(geometry.smallest_tile, geometry.smallest_tile + 9 * geometry.divisor) if walk(depth, n)]
     for side in range(1, legal[-1]):
         below = [n for n in legal if n <= side]
@@ -98,7 +98,7 @@ def test_nearest_legal_sides(depth: int) -> None:
 @pytest.mark.parametrize("depth", [0, -1, 9, 10**9])
 def test_a_depth_out_of_range_is_refused(depth: int) -> None:
     with pytest.raises(ConfigurationError, match=rf"^network depth {depth} is not in 1\.\.8\n") as caught:
-        Geometry(depth)
+        UnetGeometry(depth)
     assert "the paper's network has 4" in str(caught.value)
     assert "fix: use a depth from 1 to 8" in str(caught.value)
 
@@ -108,7 +108,7 @@ def test_an_illegal_tile_is_told_its_legal_neighbours() -> None:
         PAPER.require_legal(250, axis="x")
     assert str(caught.value) == (
         "tile side 250 on axis x is not 16·k − 4 with at least 204\n"
-        "  the network halves its input 4 times and needs 92 px of context a side\n"
+        "  the network reduces its input 16-fold and needs 92 px of context a side\n"
         "  nearest legal sides: 236, 252\n"
         "  fix: --tile 252"
     )
@@ -205,7 +205,7 @@ def test_what_a_window_beyond_the_border_reads() -> None:
 
 
 def test_geometry_is_a_plain_value() -> None:
-    assert Geometry(3) == Geometry(3) != Geometry(4)
-    assert hash(Geometry(3)) == hash(Geometry(3))
+    assert UnetGeometry(3) == UnetGeometry(3) != UnetGeometry(4)
+    assert hash(UnetGeometry(3)) == hash(UnetGeometry(3))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Geometry(3).depth = 4  # type: ignore[misc]
+        UnetGeometry(3).depth = 4  # type: ignore[misc]

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra 'train' is not installed")
 
 from unet_deploy.errors import ConfigurationError, TileNotLegalError  # noqa: E402
-from unet_deploy.geometry import Geometry  # noqa: E402
+from unet_deploy.geometry import UnetGeometry  # noqa: E402
 from unet_deploy.training.network import UNet  # noqa: E402
 
 
@@ -26,7 +26,7 @@ def test_the_papers_configuration_has_the_papers_numbers() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
 def test_output_sides_are_the_geometrys_for_both_sides_independently(depth: int) -> None:
-    geometry = Geometry(depth)
+    geometry = UnetGeometry(depth)
     height, width = geometry.smallest_tile, geometry.smallest_tile + 2 * geometry.divisor
     with torch.device("meta"):
         output = UNet(depth=depth, base_width=2, in_channels=3, classes=5)(torch.zeros(2, 3, height, width))

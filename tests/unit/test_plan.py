@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from unet_deploy.card import Network
 from unet_deploy.errors import ConfigurationError, TileNotLegalError
-from unet_deploy.geometry import Geometry, Interval
+from unet_deploy.geometry import Interval, UnetGeometry
 from unet_deploy.runtime.cost import tile_flops, tile_memory_bytes
 from unet_deploy.runtime.plan import (
     BLOCK_SIDE,
@@ -45,7 +45,7 @@ def plan_plane(y: int, x: int, *, chunk: int = 1024, z: int = 1, **options: Any)
 def plans(draw: st.DrawFn) -> SegmentationPlan:
     """Draw what `plan_segmentation` may be asked; large enough for several blocks along every axis."""
     depth = draw(st.integers(1, 4))
-    geometry = Geometry(depth)
+    geometry = UnetGeometry(depth)
     side = st.one_of(st.integers(1, 300), st.integers(1, 9000))
     tile = st.integers(1, 60).map(lambda n: geometry.tile_side(n * geometry.divisor))
     chunk = draw(st.integers(1, 90)), draw(st.integers(1, 1500)), draw(st.integers(1, 1500))
@@ -65,7 +65,7 @@ def plans(draw: st.DrawFn) -> SegmentationPlan:
 @st.composite
 def odd_plans(draw: st.DrawFn) -> SegmentationPlan:
     """Draw plans that no planner would make: any chunk, any block of whole chunks, any tile."""
-    geometry = Geometry(draw(st.integers(1, 4)))
+    geometry = UnetGeometry(draw(st.integers(1, 4)))
     tile = st.integers(1, 9).map(lambda n: geometry.tile_side(n * geometry.divisor))
     chunk = tuple(draw(st.integers(1, 70)) for _ in range(3))
     return SegmentationPlan(
@@ -309,7 +309,7 @@ def test_chunks_follow_the_source(
     depth: int, extents: tuple[int, int, int], chunk: tuple[int, int, int], expected: tuple[int, int, int]
 ) -> None:
     z, y, x = extents
-    grid = derive_write_grid(Geometry(depth), Extents(t=1, z=z, y=y, x=x), source_chunk=chunk, source_shard=None)
+    grid = derive_write_grid(UnetGeometry(depth), Extents(t=1, z=z, y=y, x=x), source_chunk=chunk, source_shard=None)
     assert (grid.chunk, grid.shard, grid.unit) == (expected, None, expected)
 
 
@@ -331,7 +331,7 @@ def test_shards_follow_the_source(
     expected: tuple[int, int, int],
 ) -> None:
     z, y, x = extents
-    grid = derive_write_grid(Geometry(4), Extents(t=1, z=z, y=y, x=x), source_chunk=chunk, source_shard=shard)
+    grid = derive_write_grid(UnetGeometry(4), Extents(t=1, z=z, y=y, x=x), source_chunk=chunk, source_shard=shard)
     assert grid.unit == grid.shard == expected
 
 
@@ -365,7 +365,7 @@ def test_memory_for_less_than_one_tile_is_refused() -> None:
     with pytest.raises(
         ConfigurationError,
         match=rf"^64 MiB do not hold a batch of the smallest tile \({needed / MIB:.0f} MiB\)\n"
-        r"  3 tile\(s\) of 204 × 204 px at base width 64\n",
+        r"  3 tile\(s\) of 204 × 204 px, U-Net 2015, depth 4, width 64\n",
     ) as caught:
         plan_plane(1000, 1000, network=PAPER, batch=3, memory_bytes=64 * MIB)
     assert caught.value.fix == "allow more memory, or use --batch 1"

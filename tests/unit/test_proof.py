@@ -14,7 +14,7 @@ import pytest
 from tests.tiny import make_pixels, write_array
 from unet_deploy.card import ModelCard, Network
 from unet_deploy.errors import ChannelError, ConfigurationError, ValueRangeError, VolumeNotFoundError
-from unet_deploy.geometry import Geometry, Interval, cover_axis
+from unet_deploy.geometry import Interval, UnetGeometry, cover_axis
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines import CheckedEngine, EngineDescription
 from unet_deploy.runtime.engines.base import Batch
@@ -207,14 +207,14 @@ def test_rounding_beyond_the_reach_is_no_dependence(fake_artifact: Artifacts) ->
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 @pytest.mark.parametrize("extent", [5, 100, 397])
 def test_a_grid_from_0_is_that_of_the_runtime(depth: int, extent: int) -> None:
-    g = Geometry(depth)
+    g = UnetGeometry(depth)
     for core in (g.divisor, 3 * g.divisor):
         assert axis_grid(g, extent, g.tile_side(core), 0) == cover_axis(g, Interval(0, extent), g.tile_side(core))
 
 
 @pytest.mark.parametrize("start", [-1, -4, -16])
 def test_any_grid_keeps_every_pixel_once(start: int) -> None:
-    g = Geometry(4)
+    g = UnetGeometry(4)
     tiles = axis_grid(g, 100, g.tile_side(32), start)
     assert [i for tile in tiles for i in range(tile.keep.start, tile.keep.stop)] == [*range(100)]
     assert all(0 <= tile.crop.start < tile.crop.stop <= g.core_side(g.tile_side(32)) for tile in tiles)

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra 'train' is not installed")
 
-from unet_deploy.geometry import Geometry  # noqa: E402
+from unet_deploy.geometry import UnetGeometry  # noqa: E402
 from unet_deploy.training.augment import (  # noqa: E402
     AugmentationConfig,
     blur,
@@ -21,7 +21,7 @@ from unet_deploy.training.augment import (  # noqa: E402
     vary_grey_values,
 )
 
-GEOMETRY = Geometry(2)
+GEOMETRY = UnetGeometry(2)
 TILE = 92  # output 52
 STILL = AugmentationConfig(
     deform_probability=0, gain_log_std=0, offset_std=0, gamma_log_std=0, blur_probability=0, noise_probability=0

@@ -21,7 +21,7 @@ skimage_io = pytest.importorskip("skimage.io", reason="the extra 'train' is not 
 
 from unet_deploy.card import Histogram  # noqa: E402
 from unet_deploy.errors import OutputPathError  # noqa: E402
-from unet_deploy.geometry import Geometry  # noqa: E402
+from unet_deploy.geometry import UnetGeometry  # noqa: E402
 from unet_deploy.training import _report_curves as curves  # noqa: E402
 from unet_deploy.training import _report_page as page  # noqa: E402
 from unet_deploy.training import _report_pictures as pictures  # noqa: E402
@@ -291,7 +291,7 @@ def test_the_patches_are_the_first_of_the_run() -> None:
             image,
             torch.cat([image, image]),
             tile_side=CONFIG.tile_side,
-            geometry=Geometry(1),
+            geometry=UnetGeometry(1),
             config=CONFIG.augmentation,
             generator=generator,
         )

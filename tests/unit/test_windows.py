@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_deploy.geometry import AxisTile, Geometry, Interval, cover_axis
+from unet_deploy.geometry import AxisTile, Geometry, Interval, UnetGeometry, cover_axis
 from unet_deploy.runtime.windows import WindowPlan, plan_window, spread
 
 
@@ -34,7 +34,7 @@ class Axis(NamedTuple):
 
 @st.composite
 def axes(draw: st.DrawFn, geometry: Geometry | None = None) -> Axis:
-    g = geometry or Geometry(draw(st.integers(1, 4)))
+    g = geometry or UnetGeometry(draw(st.integers(1, 4)))
     extent = draw(st.one_of(st.integers(1, 8), st.integers(1, 400)))
     start = draw(st.integers(0, extent - 1))
     region = Interval(start, draw(st.integers(start + 1, extent)))
@@ -44,7 +44,7 @@ def axes(draw: st.DrawFn, geometry: Geometry | None = None) -> Axis:
 
 @st.composite
 def planes(draw: st.DrawFn) -> tuple[Axis, Axis]:
-    geometry = Geometry(draw(st.integers(1, 4)))
+    geometry = UnetGeometry(draw(st.integers(1, 4)))
     return draw(axes(geometry)), draw(axes(geometry))
 
 
@@ -105,7 +105,7 @@ def test_what_only_fills_the_last_tile_is_not_read(axis: Axis) -> None:
 
 
 def test_nothing_is_copied_when_nothing_is_mirrored() -> None:
-    g = Geometry(2)
+    g = UnetGeometry(2)
     plan = plan_window(g, cover_axis(g, Interval(40, 72), g.tile_side(16)), 200)
     assert (plan.window, plan.source, plan.index) == (Interval(20, 92), Interval(20, 92), None)
     pixels = np.zeros((3, 72, 72), np.uint8)
@@ -113,7 +113,7 @@ def test_nothing_is_copied_when_nothing_is_mirrored() -> None:
 
 
 def test_one_mirrored_axis_leaves_the_other_alone() -> None:
-    g = Geometry(1)
+    g = UnetGeometry(1)
     inner = plan_window(g, cover_axis(g, Interval(20, 30), g.tile_side(10)), 100)
     border = plan_window(g, cover_axis(g, Interval(0, 10), g.tile_side(10)), 100)
     pixels = np.arange(26 * 18).reshape(26, 18)
@@ -123,7 +123,7 @@ def test_one_mirrored_axis_leaves_the_other_alone() -> None:
 
 
 def test_a_volume_of_one_pixel_fills_any_window() -> None:
-    g = Geometry(4)
+    g = UnetGeometry(4)
     plan = plan_window(g, cover_axis(g, Interval(0, 1), g.smallest_tile), 1)
     assert plan.source == Interval(0, 1)
     window = spread(np.full((1, 1, 1), 7, np.float32), plan, plan)
@@ -132,7 +132,7 @@ def test_a_volume_of_one_pixel_fills_any_window() -> None:
 
 
 def test_the_pixels_must_be_the_source() -> None:
-    g = Geometry(1)
+    g = UnetGeometry(1)
     plan = plan_window(g, cover_axis(g, Interval(0, 10), g.tile_side(10)), 10)
     with pytest.raises(AssertionError):
         spread(np.zeros((10, 11)), plan, plan)

@@ -145,7 +145,7 @@ def _rows(report: ExportReport) -> list[tuple[str, str]]:
         ("output", f"{report.path}, {format_bytes(report.n_bytes)}, sha256 {report.sha256[:16]}…"),
         (
             "network",
-            f"{report.card.name}: depth {network.depth}, width {network.base_width}, {network.in_channels} channel(s), "
+            f"{report.card.name}: {network.words}, {network.in_channels} channel(s), "
             f"{network.classes} classes, {report.n_weights:,} weights",
         ),
         ("graph", f"{report.n_nodes} nodes, opset 18, {report.card.precision}, any legal size"),

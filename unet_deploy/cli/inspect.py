@@ -81,9 +81,9 @@ def _card_rows(card: ModelCard) -> list[tuple[str, str]]:
         ("about", card.description),
         (
             "network",
-            f"U-Net 2015, depth {n.depth}, width {n.base_width}, {n.in_channels} channel(s), {n.classes} classes",
+            f"{n.words}, {n.in_channels} channel(s), {n.classes} classes",
         ),
-        ("geometry", f"context {g.context} px, tiles {g.divisor}·k − 4 from {g.smallest_tile}, divisor {g.divisor}"),
+        ("geometry", f"context {g.context} px, tiles {g.legal_sides} from {g.smallest_tile}, divisor {g.divisor}"),
         ("precision", card.precision),
         *_parity_rows(card),
         (

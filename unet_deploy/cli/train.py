@@ -167,12 +167,12 @@ def resolve_recipe(
 
 
 def _train(recipe: Recipe, run: RunFolder, *, goes_on: bool) -> None:
-    from unet_deploy.geometry import Geometry
+    from unet_deploy.geometry import UnetGeometry
     from unet_deploy.training import check_config, default_metric, read_training_data, train_unet
     from unet_deploy.training.device import open_device
 
     config = recipe.training
-    data = read_training_data(recipe.data, smallest_side=Geometry(config.depth).divisor)
+    data = read_training_data(recipe.data, smallest_side=UnetGeometry(config.depth).divisor)
     check_config(config, data)
     open_device(config.device)
     say_data(data, is_chosen_here=recipe.data.validation is None, is_stack=recipe.data.is_stack)
