@@ -1,14 +1,16 @@
 """What an engine is, and everything that is checked alike for all of them.
 
 1. An `Engine` maps a batch of normalised tiles to logits; it knows nothing of volumes, tiles or cards.
-2. `CheckedEngine` wraps one: it checks what goes in and comes out, lets one batch run at a time (so that memory is
+2. A `ByteEngine` can also run a graph that begins at raw pixels and ends at the bytes that are stored, and so moves one
+   byte a pixel each way; `ByteForm` says which, `runtime.composition` makes the graph.
+3. `CheckedEngine` wraps one: it checks what goes in and comes out, lets one batch run at a time (so that memory is
    that of one batch, however many threads prepare and write), and replays the card's test tensor when opened.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,10 +20,12 @@ import numpy.typing as npt
 
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import TestTensorError
+from unet_deploy.runtime.layout import Kind
 from unet_deploy.runtime.normalise import normaliser_of_image
 from unet_deploy.runtime.tolerances import TOLERANCES
 
 Batch = npt.NDArray[np.float32]
+RawBatch = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,55 @@ class Engine(Protocol):
 
     def describe(self) -> EngineDescription:
         """Say what this is; valid after `open`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What an engine is to be made with.
+
+    CPU threads of one operator (0: its own choice), the index of its GPU, and the shape (n, c, y, x) of the batches that
+    will come, where that is known.
+    """
+
+    threads: int = 0
+    device_index: int = 0
+    batch_shape: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByteForm:
+    """From raw pixels of which dtype to which results a composed graph goes."""
+
+    dtype: str
+    kinds: tuple[Kind, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ByteResult:
+    """What a composed graph gives for a batch.
+
+    `labels` is uint8 (n, y - 2·context, x - 2·context), `probabilities` uint8 (n, classes, y - 2·context,
+    x - 2·context), each None if it was not asked for; `checksum` is float32 (n,), the sum of a tile's logits, which is
+    no number if one of them is none.
+    """
+
+    labels: npt.NDArray[np.uint8] | None
+    probabilities: npt.NDArray[np.uint8] | None
+    checksum: npt.NDArray[np.float32]
+
+
+class ByteEngine(Engine, Protocol):
+    """An engine that can begin at raw pixels; whether it takes a form, `open_bytes` says."""
+
+    def open_bytes(self, form: ByteForm) -> bool:
+        """Get ready for raw batches; return False if this device has no such form. Valid after `open`."""
+
+    def stream(self, batches: Iterable[RawBatch], *, gain: Batch, offset: Batch) -> Iterator[ByteResult]:
+        """Yield the result of each raw batch (n, c, y, x) in order, while later ones are on their way.
+
+        `gain` and `offset`, float32 (c,), make the network's input: value · gain + offset. A batch is read before the
+        next one is asked for; a result is valid until the next one is asked for.
+        """
 
 
 class CheckedEngine:

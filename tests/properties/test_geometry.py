@@ -14,6 +14,7 @@ from unet_deploy.geometry import (
     AxisTile,
     Geometry,
     Interval,
+    SameGeometry,
     UnetGeometry,
     cover_axis,
     mirror_index,
@@ -22,7 +23,10 @@ from unet_deploy.geometry import (
 
 Ints = npt.NDArray[np.int64]
 
-geometries = st.integers(1, MAX_DEPTH).map(Geometry)
+padded = st.tuples(st.integers(0, 6), st.integers(0, 9)).map(
+    lambda pair: SameGeometry(1 << pair[0], pair[1] << pair[0])
+)
+geometries: st.SearchStrategy[Geometry] = st.one_of(st.integers(1, MAX_DEPTH).map(UnetGeometry), padded)
 extents = st.one_of(st.integers(1, 8), st.integers(1, 300))
 
 
