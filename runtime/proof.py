@@ -192,6 +192,7 @@ def axis_grid(geometry: Geometry, extent: int, tile_side: int, start: int) -> tu
     For a `start` that is a multiple of the divisor these are tiles as `cover_axis` makes them; for another one they
     are what must never be made.
 
+    >>> from unet_deploy.geometry import UnetGeometry
     >>> [tile.keep for tile in axis_grid(UnetGeometry(4), 400, 572, -4)]
     [Interval(start=0, stop=380), Interval(start=380, stop=400)]
     """

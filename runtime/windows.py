@@ -35,6 +35,7 @@ def plan_window(geometry: Geometry, tiles: Sequence[AxisTile], extent: int) -> W
     """Plan the window that covers `tiles`, along an axis of `extent` pixels.
 
     >>> from unet_deploy.geometry import cover_axis
+    >>> from unet_deploy.geometry import UnetGeometry
     >>> g = UnetGeometry(1)
     >>> plan = plan_window(g, cover_axis(g, Interval(0, 10), 26), 10)
     >>> plan.window, plan.source, plan.index[:9]

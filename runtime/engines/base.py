@@ -80,8 +80,8 @@ class Engine(Protocol):
 class EngineOptions:
     """What an engine is to be made with.
 
-    CPU threads of one operator (0: its own choice), the index of its GPU, and the shape (n, c, y, x) of the batches that
-    will come, where that is known.
+    CPU threads of one operator (0: its own choice), the index of its GPU, and the shape (n, c, y, x) of the batches
+    that will come, where that is known.
     """
 
     threads: int = 0

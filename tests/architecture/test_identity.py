@@ -15,7 +15,7 @@ import unet_deploy.exporters
 import unet_deploy.runtime
 import unet_deploy.training
 from unet_deploy.errors import ConfigurationError
-from unet_deploy.geometry import Geometry, Interval, UnetGeometry, cover_axis
+from unet_deploy.geometry import Interval, UnetGeometry, cover_axis
 
 MAPPED = {"training", "exporters", "runtime"}
 
@@ -41,7 +41,7 @@ def test_values_and_errors_cross_into_a_spawned_worker() -> None:
         assert tiles == cover_axis(UnetGeometry(4), Interval(0, 512), 572)
         assert type(tiles[0].read) is Interval
         with pytest.raises(ConfigurationError, match=r"network depth 9 is not in 1\.\.8") as caught:
-            pool.submit(Geometry, 9).result()
+            pool.submit(UnetGeometry, 9).result()
     assert caught.value.fix == "use a depth from 1 to 8"
 
 
