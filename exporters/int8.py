@@ -22,8 +22,9 @@ from typing import Any, Literal
 import onnx
 from onnx import numpy_helper
 
-from unet_deploy.runtime.artifact import INPUT_NAME, INT8_FLOAT_LAYERS, MAX_IR_VERSION
+from unet_deploy.runtime.artifact import INPUT_NAME, MAX_IR_VERSION
 from unet_deploy.runtime.engines.base import Batch
+from unet_deploy.runtime.unet_graph import INT8_FLOAT_LAYERS
 
 Form = Literal["cpu", "tensorrt"]
 _CONVOLUTIONS = ("Conv", "ConvTranspose")

@@ -16,7 +16,8 @@ import torch
 
 from unet_deploy.card import Network
 from unet_deploy.errors import ParityError
-from unet_deploy.runtime.engines.base import Batch, CheckedEngine
+from unet_deploy.runtime.engines import CheckedEngine
+from unet_deploy.runtime.engines.base import Batch
 from unet_deploy.runtime.tolerances import TOLERANCES, Tolerance
 from unet_deploy.training.network import UNet
 

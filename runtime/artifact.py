@@ -4,7 +4,7 @@
    reach outside itself: DESIGN section 9).
 2. The card must have the hash that stands beside it, and parse.
 3. The graph must be self-contained and plain: no external data, no functions, no sub-graphs, and of operators and data
-   types only what a graph of the card's precision needs.
+   types only what a graph of the card's precision needs, or what an adopted network may hold.
 4. Card and graph must belong together: every tensor of the name, type and shape that the card's sizes and precision
    ask for, and the graph's hash, which is recomputed: an edit or a flipped bit is found here.
 5. The test tensor is replayed later, by the engine, on the device it will run on.
@@ -25,30 +25,30 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from unet_deploy.card import ModelCard, Network, Precision
+from unet_deploy.card import AdoptedNetwork, ModelCard
 from unet_deploy.card_json import CARD_HASH_KEY, METADATA_KEY, parse_card
 from unet_deploy.errors import CardError, ModelNotFoundError, NotAnArtifactError, UnsafeModelError
+from unet_deploy.runtime.adopted_graph import ADOPTED_DATA_TYPE_BYTES, ADOPTED_OPERATORS
+from unet_deploy.runtime.unet_graph import (
+    DATA_TYPE_BYTES,
+    PRECISION_OPERATORS,
+    is_activation_constant,
+    weight_tensors,
+)
 
 MAX_FILE_BYTES = 2**31 - 1
 """Protobuf's own limit; the paper's network needs 124 MB."""
 OPSET = 18
 MAX_IR_VERSION = 10
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
-KNOWN_OPERATORS = frozenset({"Conv", "ConvTranspose", "Relu", "MaxPool", "Slice", "Concat"})
-PRECISION_OPERATORS: dict[Precision, frozenset[str]] = {
-    "fp32": KNOWN_OPERATORS,
-    "fp16": KNOWN_OPERATORS | {"Cast"},
-    "int8": KNOWN_OPERATORS | {"QuantizeLinear", "DequantizeLinear"},
+ATTRIBUTES: dict[int, str] = {onnx.AttributeProto.INT: "i", onnx.AttributeProto.INTS: "ints"}
+"""The kinds of attribute that our graphs have, and the field that holds each."""
+ADOPTED_ATTRIBUTES: dict[int, str] = {
+    **ATTRIBUTES,
+    onnx.AttributeProto.FLOAT: "f",
+    onnx.AttributeProto.FLOATS: "floats",
+    onnx.AttributeProto.STRING: "s",
 }
-"""What a graph of each precision may compute with."""
-DATA_TYPE_BYTES: dict[Precision, dict[str, int]] = {
-    "fp32": {"FLOAT": 4, "INT64": 8},
-    "fp16": {"FLOAT16": 2, "INT64": 8},
-    "int8": {"FLOAT": 4, "INT64": 8, "INT32": 4, "INT8": 1, "UINT8": 1},
-}
-"""What it may store, and the bytes of one value."""
-INT8_FLOAT_LAYERS = ("contracting.0.0", "head")
-"""What an int8 graph computes in float32, by name; `exporters.int8` says why."""
 DEFAULT_MODEL = "membrane"
 SHOWN = 5
 """So many tensors are named in a message; whoever says the wrong precision has them all wrong."""
@@ -144,7 +144,7 @@ def load_bundled_artifact(name: str = DEFAULT_MODEL) -> Artifact:
 
 def read_artifact(data: bytes, *, source: str) -> Artifact:
     """Check an artifact's bytes; see `load_artifact`."""
-    model = _parse(data, source)
+    model = parse_model(data, source)
     texts = {str(entry.key): entry.value for entry in model.metadata_props}
     if METADATA_KEY not in texts:
         found = ", ".join(sorted(texts)[:5]) or "none"
@@ -162,7 +162,7 @@ def read_artifact(data: bytes, *, source: str) -> Artifact:
             fix="copy the file again, or export it again; to change what a card says, train or export with other flags",
         )
     card = parse_card(text, source=source)
-    _require_plain(model, card.precision, source)
+    _require_plain(model, card, source)
     _require_fit(model, card, source)
     return Artifact(
         data=data,
@@ -171,58 +171,6 @@ def read_artifact(data: bytes, *, source: str) -> Artifact:
         sha256=hashlib.sha256(data).hexdigest(),
         n_nodes=len(model.graph.node),
     )
-
-
-def weight_shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight of the network's graph by its name; see `training.network.UNet`."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def add(name: str, *shape: int, bias: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, (bias,)
-
-    channels = network.in_channels
-    for level in range(network.depth + 1):
-        width = network.base_width << level
-        add(f"contracting.{level}.0", width, channels, 3, 3, bias=width)
-        add(f"contracting.{level}.2", width, width, 3, 3, bias=width)
-        channels = width
-    for step in range(network.depth):
-        width = network.base_width << (network.depth - 1 - step)
-        add(f"up.{step}", 2 * width, width, 2, 2, bias=width)
-        add(f"expanding.{step}.0", width, 2 * width, 3, 3, bias=width)
-        add(f"expanding.{step}.2", width, width, 3, 3, bias=width)
-    add("head", network.classes, network.base_width, 1, 1, bias=network.classes)
-    return shapes
-
-
-def weight_tensors(network: Network, precision: Precision) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return data type and shape of every tensor that holds the weights of a graph, by name.
-
-    In int8 (`exporters.int8`) a weight and its bias are three tensors each: values, scales and zero points, the latter
-    two by output channel, which is the second axis of an up-convolution; `INT8_FLOAT_LAYERS` stay float32.
-    """
-    shapes = weight_shapes(network)
-    if precision != "int8":
-        data_type = "FLOAT16" if precision == "fp16" else "FLOAT"
-        return {name: (data_type, shape) for name, shape in shapes.items()}
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, shape in shapes.items():
-        if name.rpartition(".")[0] in INT8_FLOAT_LAYERS:
-            tensors[name] = "FLOAT", shape
-            continue
-        is_bias = name.endswith(".bias")
-        data_type, scale = ("INT32", f"{name}_quantized") if is_bias else ("INT8", name)
-        channels = shape[1:2] if name.startswith("up.") and not is_bias else shape[:1]
-        tensors[f"{name}_quantized"] = data_type, shape
-        tensors[f"{scale}_scale"] = "FLOAT", channels
-        tensors[f"{scale}_zero_point"] = data_type, channels
-    return tensors
-
-
-def _is_activation_constant(name: str, tensor: tuple[str, tuple[int, ...]], card: ModelCard) -> bool:
-    """Tell whether a tensor is the one scale, or the one zero point, of an int8 graph's activation."""
-    kinds = (("_scale", ("FLOAT", ())), ("_zero_point", ("UINT8", ())))
-    return card.precision == "int8" and any(name.endswith(end) and tensor == kind for end, kind in kinds)
 
 
 def hash_card(text: str) -> str:
@@ -238,7 +186,8 @@ def hash_graph(model: Any) -> str:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _parse(data: bytes, source: str) -> Any:
+def parse_model(data: bytes, source: str) -> Any:
+    """Return the ``onnx.ModelProto`` of these bytes, or say that they are none (`NotAnArtifactError`)."""
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
@@ -256,7 +205,9 @@ def _parse(data: bytes, source: str) -> Any:
     return model
 
 
-def _require_plain(model: Any, precision: Precision, source: str) -> None:
+def _require_plain(model: Any, card: ModelCard, source: str) -> None:
+    precision, is_adopted = card.precision, isinstance(card.network, AdoptedNetwork)
+    data_types = ADOPTED_DATA_TYPE_BYTES if is_adopted else DATA_TYPE_BYTES[precision]
     problems: list[str] = []
     opsets = [(entry.domain or "ai.onnx", entry.version) for entry in model.opset_import]
     if opsets != [("ai.onnx", OPSET)]:
@@ -267,14 +218,15 @@ def _require_plain(model: Any, precision: Precision, source: str) -> None:
     if model.functions or model.training_info or model.graph.sparse_initializer or model.graph.quantization_annotation:
         problems.append("functions, training information, sparse or annotated tensors")
     # Protobuf gives bytes for a text that is no UTF-8.
-    known = PRECISION_OPERATORS[precision]
+    known = ADOPTED_OPERATORS if is_adopted else PRECISION_OPERATORS[precision]
     unknown = sorted({str(n.op_type) for n in model.graph.node if n.op_type not in known or n.domain or n.overload})
     if unknown:
         problems.append(f"operators: {', '.join(sorted(known))} were expected, {', '.join(unknown)} came")
-    integers = (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
-    if any(a.type not in integers or _holds_more(a) for n in model.graph.node for a in n.attribute):
-        problems.append("attributes that are no integers: sub-graphs, tensors, texts")
-    tensors = [p for t in model.graph.initializer if (p := _tensor_problem(t, DATA_TYPE_BYTES[precision]))]
+    attributes = ADOPTED_ATTRIBUTES if is_adopted else ATTRIBUTES
+    if any(_holds_more(a, attributes) for n in model.graph.node for a in n.attribute):
+        plain = "numbers or words: sub-graphs, tensors" if is_adopted else "integers: sub-graphs, tensors, texts"
+        problems.append(f"attributes that are no {plain}")
+    tensors = [p for t in model.graph.initializer if (p := _tensor_problem(t, data_types))]
     problems += tensors[:SHOWN]
     if len(tensors) > SHOWN:
         problems.append(f"and {len(tensors) - SHOWN} more tensors like these")
@@ -288,10 +240,10 @@ def _require_plain(model: Any, precision: Precision, source: str) -> None:
         )
 
 
-def _holds_more(attribute: Any) -> bool:
-    """Tell whether an attribute carries something beside what its type says."""
-    allowed = {"name", "type", "i", "ints", "doc_string"}
-    return any(field.name not in allowed for field, _ in attribute.ListFields())
+def _holds_more(attribute: Any, kinds: dict[int, str]) -> bool:
+    """Tell whether an attribute is of another kind, or carries something beside what its type says."""
+    allowed = {"name", "type", "doc_string", kinds.get(attribute.type)}
+    return attribute.type not in kinds or any(field.name not in allowed for field, _ in attribute.ListFields())
 
 
 def _tensor_problem(tensor: Any, item_bytes: dict[str, int]) -> str | None:
@@ -324,17 +276,7 @@ def _require_fit(model: Any, card: ModelCard, source: str) -> None:
             problems.append(f"{kind}: {name} (n, {channels}, y, x) was expected, {shapes} came (0: any size)")
         if any(v.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for v in values):
             problems.append(f"{kind}: float32 was expected")
-    tensors = {t.name: (_TYPE_NAMES[t.data_type], tuple(t.dims)) for t in model.graph.initializer}
-    weights = {name: tensor for name, tensor in tensors.items() if tensor[0] != "INT64"}  # which is where to crop
-    expected_weights = weight_tensors(card.unet, card.precision)
-    activations = {n for n in weights.keys() - expected_weights.keys() if _is_activation_constant(n, weights[n], card)}
-    found = {name: tensor for name, tensor in weights.items() if name not in activations}
-    if found != expected_weights or len(tensors) < len(model.graph.initializer):
-        problems.append(
-            f"weights: those of depth {card.unet.depth} and width {card.unet.base_width} in {card.precision} "
-            f"were expected, {len(found)} tensors of {sum(math.prod(shape) for _, shape in found.values()):,} values "
-            "came"
-        )
+    problems += _adopted_problems(card) if isinstance(card.network, AdoptedNetwork) else _weight_problems(model, card)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: its own message was no UTF-8
@@ -345,3 +287,28 @@ def _require_fit(model: Any, card: ModelCard, source: str) -> None:
             *problems,
             fix="the file was changed after its export, or damaged: export or copy it again",
         )
+
+
+def _adopted_problems(card: ModelCard) -> list[str]:
+    """Return what an adopted network's card may not say; its weights are another program's, and only hashed."""
+    if card.precision == "fp32":
+        return []
+    return [f"precision: fp32 was expected of an adopted network, {card.precision} came"]
+
+
+def _weight_problems(model: Any, card: ModelCard) -> list[str]:
+    """Return what is wrong with the weights of the paper's network: they are those of its sizes."""
+    tensors = {t.name: (_TYPE_NAMES[t.data_type], tuple(t.dims)) for t in model.graph.initializer}
+    weights = {name: tensor for name, tensor in tensors.items() if tensor[0] != "INT64"}  # which is where to crop
+    expected_weights = weight_tensors(card.unet, card.precision)
+    activations = {
+        n for n in weights.keys() - expected_weights.keys() if is_activation_constant(n, weights[n], card.precision)
+    }
+    found = {name: tensor for name, tensor in weights.items() if name not in activations}
+    if found == expected_weights and len(tensors) == len(model.graph.initializer):
+        return []
+    return [
+        f"weights: those of depth {card.unet.depth} and width {card.unet.base_width} in {card.precision} "
+        f"were expected, {len(found)} tensors of {sum(math.prod(shape) for _, shape in found.values()):,} values "
+        "came"
+    ]

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from unet_deploy.runtime.layout import require_kinds
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
 from unet_deploy.runtime.ome import require_axes
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Block, Extents, plan_segmentation
-from unet_deploy.runtime.preparation import resolve_model
+from unet_deploy.runtime.preparation import plan_for, resolve_model
 from unet_deploy.runtime.windows import WindowPlan, plan_window, spread
 
 TREE_WIDTH = 8
@@ -98,15 +99,19 @@ def segment_array(
         )
     sizes = dict(zip(axes, array.shape, strict=True))
     chunk = dict(zip(axes, array.chunksize, strict=True))
-    plan = plan_segmentation(
-        card.network,
-        Extents(t=sizes.get("t", 1), z=sizes.get("z", 1), y=sizes["y"], x=sizes["x"]),
-        source_chunk=(chunk.get("z", 1), chunk["y"], chunk["x"]),
-        bytes_per_value=array.dtype.itemsize,
+    plan = plan_for(
+        artifact,
+        partial(
+            plan_segmentation,
+            card.network,
+            Extents(t=sizes.get("t", 1), z=sizes.get("z", 1), y=sizes["y"], x=sizes["x"]),
+            source_chunk=(chunk.get("z", 1), chunk["y"], chunk["x"]),
+            bytes_per_value=array.dtype.itemsize,
+            batch=batch,
+            memory_bytes=memory_bytes,
+            tta=tta,
+        ),
         tile=tile,
-        batch=batch,
-        memory_bytes=memory_bytes,
-        tta=tta,
     )
     measured = None
     if needs_statistics(card, input_range=input_range):
@@ -117,7 +122,13 @@ def segment_array(
     )
     request = dask.delayed(
         EngineRequest(
-            artifact=artifact, device=device, engine=engine, threads=threads, factory=engine_factory, tta=tta
+            artifact=artifact,
+            device=device,
+            engine=engine,
+            threads=threads,
+            batch_shape=plan.batch_shape,
+            factory=engine_factory,
+            tta=tta,
         ),
         traverse=False,
     )

@@ -2,6 +2,7 @@
 
 1. Versions are read from what is installed; nothing is imported for them, so that torch costs nothing here.
 2. Engines are tried for real on the bundled network (`unet_deploy.runtime.survey`); the GPU is asked for meanwhile.
+   TensorRT is tried if a plan of that network is there, and not built for: that takes minutes, and changes the cache.
 3. What is installed badly is a problem with the commands that mend it, even where an engine happens to work.
 4. The text is meant to be shown to strangers: folders, the user and the machine are taken out of every message.
 """
@@ -27,7 +28,8 @@ from unet_deploy import __version__
 from unet_deploy.errors import UnetDeployError
 from unet_deploy.runtime._zarr_metadata import V2_COMPRESSORS, V3_CODECS
 from unet_deploy.runtime.artifact import Artifact, load_bundled_artifact
-from unet_deploy.runtime.engines.choice import ENGINES, EngineKind
+from unet_deploy.runtime.engines.choice import EngineKind
+from unet_deploy.runtime.kept_plans import PlanCache, quick_kinds, read_plan_cache
 from unet_deploy.runtime.machine import (
     Disk,
     Gpus,
@@ -48,7 +50,16 @@ from unet_deploy.runtime.survey import (
 )
 
 BASE_PACKAGES = ("numpy", "zarr", "numcodecs", "dask", "distributed", "onnx", "protobuf", "typer", "rich")
-OTHER_PACKAGES = ("tifffile", "scipy", "scikit-image", "cuda-bindings", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
+OTHER_PACKAGES = (
+    "tifffile",
+    "scipy",
+    "scikit-image",
+    "cuda-bindings",
+    "nvidia-cuda-runtime",
+    "nvidia-cublas",
+    "nvidia-cudnn-cu13",
+    "nvidia-cudnn-cu12",
+)
 ONNXRUNTIMES = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -94,6 +105,7 @@ class Diagnosis:
     torch: Torch | None
     codecs: Mapping[str, str]
     disks: Mapping[str, Disk]
+    plan_cache: PlanCache
     problems: tuple[Problem, ...]
     seconds: float
 
@@ -117,19 +129,20 @@ class Diagnosis:
             "torch": None if self.torch is None else asdict(self.torch),
             "codecs": dict(self.codecs),
             "disks": {name: asdict(disk) for name, disk in self.disks.items()},
+            "plan_cache": asdict(self.plan_cache),
             "problems": [asdict(problem) for problem in self.problems],
             "works": self.works,
             "seconds": self.seconds,
         }
 
 
-def diagnose(*, kinds: Sequence[EngineKind] = ENGINES, artifact: Artifact | None = None) -> Diagnosis:
+def diagnose(*, kinds: Sequence[EngineKind] | None = None, artifact: Artifact | None = None) -> Diagnosis:
     """Look at this machine; nothing is changed, and nothing but a damaged installation of Python itself is raised.
 
     Parameters
     ----------
     kinds
-        The engines to try; those of this release by default.
+        The engines to try; those of this release by default, TensorRT only with plans that are there.
     artifact
         The network to try them on; the bundled one if None.
 
@@ -142,12 +155,12 @@ def diagnose(*, kinds: Sequence[EngineKind] = ENGINES, artifact: Artifact | None
     start = time.perf_counter()
     with ThreadPoolExecutor(max_workers=1) as pool:
         gpus = pool.submit(read_gpus)
-        model, engines, problems = _try_engines(artifact, kinds)
+        model, engines, problems = _try_engines(artifact, quick_kinds() if kinds is None else kinds)
     engine_packages = dict.fromkeys(name for origin in ORIGINS.values() for name in origin.packages)
     wanted = dict.fromkeys((*BASE_PACKAGES, *engine_packages, *ONNXRUNTIMES[2:], *OTHER_PACKAGES))
     installed = installed_versions([*wanted])
     problems = (*onnxruntime_problems(installed_versions(ONNXRUNTIMES)), *problems)
-    clean = Cleaner()
+    clean, plan_cache = Cleaner(), read_plan_cache()
     return Diagnosis(
         version=__version__,
         python=f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}",
@@ -165,6 +178,7 @@ def diagnose(*, kinds: Sequence[EngineKind] = ENGINES, artifact: Artifact | None
         torch=read_torch(),
         codecs={name: clean(answer) for name, answer in try_codecs().items()},
         disks=read_disks(),
+        plan_cache=replace(plan_cache, folder=clean(plan_cache.folder)),
         problems=tuple(replace(p, headline=clean(p.headline), detail=clean(p.detail)) for p in problems),
         seconds=time.perf_counter() - start,
     )

@@ -4,7 +4,9 @@
 2. A task reads its window once, mirrors it, cuts tiles as views, infers them in batches, and writes whole chunks.
    No array travels through the scheduler.
 3. One block has the engine at a time, and runs its batches one by one; a second thread reads and writes meanwhile.
-4. A block that fails is reported with its reason and the run goes on; a full disk ends it, since nothing could
+4. Where memory runs out, the block is cut into smaller batches, then smaller tiles, and computed again
+   (`runtime.engines.memory`); the result is the same.
+5. A block that fails is reported with its reason and the run goes on; a full disk ends it, since nothing could
    follow.
 """
 
@@ -12,21 +14,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_deploy.errors import NoSpaceError, ValueRangeError
-from unet_deploy.geometry import Interval
-from unet_deploy.runtime.engines.base import Batch
+from unet_deploy.geometry import AxisTile, Interval, cover_axis
 from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
+from unet_deploy.runtime.engines.memory import Rung
+from unet_deploy.runtime.engines.runner import TileWork, choose_runner
 from unet_deploy.runtime.engines.symmetries import TileEngine
 from unet_deploy.runtime.layout import Kind, OutputSpec
-from unet_deploy.runtime.normalise import Normaliser, is_finite, to_labels, to_probabilities
+from unet_deploy.runtime.normalise import Normaliser, is_in_range
 from unet_deploy.runtime.output import count_regions, downsample_region, write_block
 from unet_deploy.runtime.plan import Block, SegmentationPlan
 from unet_deploy.runtime.scheduling import run_tasks
@@ -52,7 +55,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockReport:
-    """What a task says of its block. `failure` is None where all went well."""
+    """What a task says of its block. `failure` is None where all went well.
+
+    `rungs` are what was tried, the last of them what held, where memory ran out in this process; else empty.
+    """
 
     index: int
     pixels: int
@@ -60,6 +66,7 @@ class BlockReport:
     infer_s: float = 0.0
     write_s: float = 0.0
     class_counts: tuple[int, ...] = ()
+    rungs: tuple[Rung, ...] = ()
     failure: str | None = None
 
 
@@ -108,6 +115,8 @@ def _run_block(job: Job, block: Block) -> BlockReport:
     )
     inferred = time.perf_counter()
     write_block(job.output, t=block.t, z=block.z, y=block.y, x=block.x, labels=labels, probabilities=probabilities)
+    planned = Rung(batch=job.plan.batch, tile_y=job.plan.tile_y, tile_x=job.plan.tile_x)
+    climbed = engine.ladder.climbed(planned)
     counts = () if labels is None else tuple(int((labels == k).sum()) for k in range(job.plan.network.classes))
     return BlockReport(
         index=block.index,
@@ -116,6 +125,7 @@ def _run_block(job: Job, block: Block) -> BlockReport:
         infer_s=inferred - read,
         write_s=time.perf_counter() - inferred,
         class_counts=counts,
+        rungs=climbed if len(climbed) > 1 else (),
     )
 
 
@@ -151,30 +161,75 @@ def segment_window(
     Raises
     ------
     ValueRangeError
-        If the network's output is not finite.
+        If the network's output is not finite, or the pixels that it depends on are not.
+    DeviceMemoryError
+        If the device has no memory for a single smallest tile. For want of memory above that, the batch is halved, then
+        the tile, and the engine's `ladder` remembers it.
     """
+    if not is_in_range(window, normaliser):
+        _require_numbers(window, block, engine=engine, normaliser=normaliser)
+    planned = Rung(batch=batch, tile_y=block.tiles_y[0].read.size, tile_x=block.tiles_x[0].read.size)
+    while True:
+        with engine.reserved():
+            rung = engine.ladder.settle(planned)
+            try:
+                return _segment_on(rung, window, block, engine=engine, normaliser=normaliser, kinds=kinds)
+            except MemoryError as error:
+                engine.ladder.step_down(planned, rung, engine.geometry, error)
+
+
+def _segment_on(
+    rung: Rung, window: Pixels, block: Block, *, engine: TileEngine, normaliser: Normaliser, kinds: Sequence[Kind]
+) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]:
+    """Segment a block in batches and tiles of the rung's sizes."""
     shape = (block.z.size, block.y.size, block.x.size)
     labels = np.empty(shape, np.uint8) if "labels" in kinds else None
     probabilities = np.empty((engine.classes, *shape), np.uint8) if "probabilities" in kinds else None
-    tiles = ((z, ty, tx) for z in range(block.z.size) for ty in block.tiles_y for tx in block.tiles_x)
+    tiles_y = _cut(engine, block.tiles_y, block.y, rung.tile_y)
+    tiles_x = _cut(engine, block.tiles_x, block.x, rung.tile_x)
     oy, ox = block.window_y.start, block.window_x.start
-    inputs: Batch = np.empty(
-        (batch, window.shape[0], block.tiles_y[0].read.size, block.tiles_x[0].read.size), np.float32
-    )
-    with engine.reserved():
-        while group := list(islice(tiles, batch)):
-            for i, (z, ty, tx) in enumerate(group):
-                normaliser(window[:, z, ty.read.shifted(-oy).slice, tx.read.shifted(-ox).slice], out=inputs[i])
-            for (z, ty, tx), output in zip(group, engine.infer(inputs[: len(group)]), strict=True):
-                logits = output[:, ty.crop.slice, tx.crop.slice]
-                if not is_finite(logits):
-                    raise _not_finite(window, block, z)
-                place = z, ty.keep.shifted(-block.y.start).slice, tx.keep.shifted(-block.x.start).slice
-                if labels is not None:
-                    labels[place] = to_labels(logits)
-                if probabilities is not None:
-                    to_probabilities(logits, out=probabilities[:, *place])
+    # Smaller tiles may end later. No kept pixel depends on what is there, so it is the last row and column again.
+    beyond = [
+        (0, max(tiles[-1].read.stop - o - n, 0))
+        for tiles, o, n in zip((tiles_y, tiles_x), (oy, ox), window.shape[2:], strict=True)
+    ]
+    if any(after for _, after in beyond):
+        window = np.pad(window, [(0, 0), (0, 0), *beyond], mode="edge")
+
+    def works() -> Iterator[TileWork]:
+        for z, ty, tx in product(range(block.z.size), tiles_y, tiles_x):
+            place = z, ty.keep.shifted(-block.y.start).slice, tx.keep.shifted(-block.x.start).slice
+            yield TileWork(
+                z=z,
+                raw=window[:, z, ty.read.shifted(-oy).slice, tx.read.shifted(-ox).slice],
+                crop=(ty.crop.slice, tx.crop.slice),
+                labels=None if labels is None else labels[place],
+                probabilities=None if probabilities is None else probabilities[:, *place],
+            )
+
+    tiles = works()
+    groups = iter(lambda: list(islice(tiles, rung.batch)), [])
+    for work in choose_runner(engine, normaliser, dtype=window.dtype.name, kinds=kinds).run(groups):
+        raise _not_finite(window, block, work.z)
     return labels, probabilities
+
+
+def _cut(engine: TileEngine, planned: tuple[AxisTile, ...], region: Interval, side: int) -> tuple[AxisTile, ...]:
+    """Return the tiles of one axis, as planned unless `side` is another."""
+    return planned if planned[0].read.size == side else cover_axis(engine.geometry, region, side)
+
+
+def _require_numbers(window: Pixels, block: Block, *, engine: TileEngine, normaliser: Normaliser) -> None:
+    """Refuse a plane whose kept pixels depend on what is no number, or too large; the window may hold more."""
+    geometry = engine.geometry
+    around = 2 * geometry.context + geometry.surplus
+    y, x = (
+        slice(0, geometry.round_up(region.stop - start - geometry.context) + around)
+        for region, start in ((block.y, block.window_y.start), (block.x, block.window_x.start))
+    )
+    for z in range(block.z.size):
+        if not is_in_range(window[:, z, y, x], normaliser):
+            raise _not_finite(window, block, z)
 
 
 def _not_finite(window: Pixels, block: Block, z: int) -> ValueRangeError:

@@ -128,7 +128,7 @@ def read_gpus(program: str | None = None, *, answer_seconds: float = ANSWER_SECO
     """
     found = program or shutil.which("nvidia-smi")
     if found is None:
-        return _ask_driver()
+        return ask_driver()
     try:
         done = subprocess.run(  # noqa: S603  # a fixed question to the driver's own program
             [found, *_QUERY], capture_output=True, text=True, timeout=answer_seconds, check=False
@@ -166,8 +166,11 @@ def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def _ask_driver() -> Gpus:
-    """Ask the driver's library, where nvidia-smi is not at hand."""
+def ask_driver() -> Gpus:
+    """Return the NVIDIA GPUs that the driver's own library knows; at once, where there is none.
+
+    Those that CUDA_VISIBLE_DEVICES hides are not among them, and they are in CUDA's order.
+    """
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         library: Any = ctypes.CDLL(name)

@@ -20,6 +20,8 @@ from unet_deploy.percentiles import percentile_range, span_of
 
 Batch = npt.NDArray[np.float32]
 STRIP = 64
+MAX_INPUT = 1e20
+"""Of normalised values: from about 1e30 on the sums within a network overflow float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,24 @@ class Normaliser:
             values -= mean
         values /= std
         return values
+
+    def gain_and_offset(self) -> tuple[Batch, Batch]:
+        """Return the same as value · gain + offset, both float32 by channel, folded in float64."""
+        mean, std = np.array(self.mean, np.float64), np.array(self.std, np.float64)
+        return (self.gain / std).astype(np.float32), ((self.offset - mean) / std).astype(np.float32)
+
+
+def is_in_range(raw: npt.NDArray[Any], normaliser: Normaliser) -> bool:
+    """Tell whether raw pixels (c, ...) are numbers that a network can compute with.
+
+    Its output does not tell: some engines turn NaN into 0 where they cut off negative values, and go on.
+    """
+    if raw.dtype.kind != "f":
+        return True
+    axes = tuple(range(1, raw.ndim))
+    largest = np.maximum(-raw.min(axis=axes), raw.max(axis=axes)).astype(np.float64)  # a NaN is passed on
+    gain, offset = normaliser.gain_and_offset()
+    return bool((largest * np.abs(gain) + np.abs(offset) <= MAX_INPUT).all())
 
 
 def needs_statistics(card: ModelCard, *, input_range: tuple[float, float] | None) -> bool:

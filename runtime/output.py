@@ -23,8 +23,9 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
-from unet_deploy.errors import NoSpaceError, OutputExistsError, OutputPathError
+from unet_deploy.errors import InputDataError, NoSpaceError, OutputExistsError, OutputPathError
 from unet_deploy.geometry import Interval
+from unet_deploy.runtime._zarr_metadata import read_node
 from unet_deploy.runtime.layout import LABELS_NAME, PROVENANCE_KEY, Kind, OutputSpec, multiscales_of, omero_of
 from unet_deploy.runtime.ome import image_label_attributes
 
@@ -108,9 +109,12 @@ def find_store(path: Path) -> Path | None:
 def read_provenance(path: Path) -> dict[str, Any] | None:
     """Return what a segmentation of ours says of itself; None for anything else."""
     try:
-        found = zarr.open_group(str(path), mode="r").attrs.get(PROVENANCE_KEY)
-    except (OSError, ValueError, KeyError):
+        node = read_node(path)
+    except InputDataError:
         return None
+    if node is None or node.kind != "group" or not node.document:  # attributes alone make no group
+        return None
+    found = node.attributes.get(PROVENANCE_KEY)
     return found if isinstance(found, dict) else None
 
 

@@ -27,6 +27,7 @@ from unet_deploy.errors import PartialResultError
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines import EngineDescription, candidates
 from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, settle_engine
+from unet_deploy.runtime.engines.memory import Rung
 from unet_deploy.runtime.execute import BlockReport, Job, ProgressCallback, run_blocks, run_pyramid
 from unet_deploy.runtime.layout import KINDS, LABELS_NAME, OutputSpec, require_kinds
 from unet_deploy.runtime.normalise import choose_normaliser
@@ -44,7 +45,8 @@ class SegmentationResult:
     `class_fractions` has the share of each class by name, where labels were made. `seconds` has the wall time by stage
     ("total" among them) and the summed thread time of reading, inference (waiting for the engine included) and
     writing. `failed` lists the blocks that are holes in the output. `statistics` are the grey values that the volume
-    was scaled by; None where the card asks for none, or `input_range` was given.
+    was scaled by; None where the card asks for none, or `input_range` was given. `rungs` are the sizes that were given
+    to the engine where its memory ran out, from the planned one down; else empty.
     """
 
     output: Path
@@ -55,6 +57,7 @@ class SegmentationResult:
     seconds: dict[str, float]
     failed: tuple[BlockReport, ...]
     statistics: VolumeStatistics | None = None
+    rungs: tuple[Rung, ...] = ()
 
     @property
     def pixels_per_second(self) -> float:
@@ -111,16 +114,18 @@ def segment(
         that scales each volume by its own percentiles takes any dtype, and these in place of the percentiles: so
         parts of a volume, or the volumes of a series, get one scale, and nothing needs to be measured.
     device
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:i``. What is named is used, or is an error.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:i``. What is named is used, or is an error; ``auto`` is a GPU, or the CPU
+        where none can be used.
     engine
-        ``onnxruntime-cpu`` or ``openvino``, to insist on one; None takes the device's first, by measured speed, that is
-        installed and passes the model's test tensor, here and on every worker. The result's `engine` says why.
+        ``onnxruntime-cpu``, ``openvino``, ``onnxruntime-cuda``, ``tensorrt`` or ``tensorrt-rtx``, to insist on one;
+        None takes the device's first, by measured speed, that is installed and passes the model's test tensor, here and
+        on every worker. The result's `engine` says why.
     threads
         CPU threads within one operator; 0 leaves it to the engine.
     tile
-        Input side of a tile (y, x), k·2**depth - 4; planned if None.
+        Input side of a tile (y, x), k·2**depth - 4; planned if None, within what an engine plan was built for.
     batch
-        Tiles per forward pass.
+        Tiles per forward pass. Where memory runs out, batches and then tiles are halved, which changes no result.
     memory_bytes
         What the engine may hold for activations when the tile is planned.
     tta
@@ -176,7 +181,13 @@ def segment(
         check_space(spec)
     request, description = settle_engine(
         EngineRequest(
-            artifact=ready.artifact, device=device, engine=engine, threads=threads, factory=engine_factory, tta=tta
+            artifact=ready.artifact,
+            device=device,
+            engine=engine,
+            threads=threads,
+            batch_shape=ready.plan.batch_shape,
+            factory=engine_factory,
+            tta=tta,
         )
     )
     try:
@@ -221,6 +232,7 @@ def segment(
         seconds=seconds,
         failed=failed,
         statistics=statistics,
+        rungs=max((r.rungs for r in reports), key=len, default=()),  # workers climb the same ladder, some further
     )
     _finish(spec, provenance, result)
     return result
@@ -296,6 +308,7 @@ def _finish(spec: OutputSpec, provenance: dict[str, Any], result: SegmentationRe
             **provenance,
             "status": "partial" if failures else "complete",
             "failed_blocks": failures,
+            "out_of_memory": [rung.to_object() for rung in result.rungs],
             "class_fractions": result.class_fractions,
             "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
         },

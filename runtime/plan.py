@@ -129,6 +129,11 @@ class SegmentationPlan:
         return self.network.geometry
 
     @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        """(n, c, y, x) of most batches."""
+        return self.batch, self.network.in_channels, self.tile_y, self.tile_x
+
+    @property
     def block_counts(self) -> tuple[int, int, int, int]:
         """Blocks along (t, z, y, x)."""
         extents = (self.extents.z, self.extents.y, self.extents.x)
@@ -285,7 +290,7 @@ def plan_segmentation(
     cap = (
         (geometry.core_side(tile[0]), geometry.core_side(tile[1]))
         if tile
-        else (_largest_core(network, batch=batch, memory_bytes=memory_bytes),) * 2
+        else (largest_core(network, batch=batch, memory_bytes=memory_bytes),) * 2
     )
     block = _choose_block(grid.unit, extents, cap)
     if tile is None:
@@ -331,7 +336,7 @@ def derive_write_grid(
     return WriteGrid(chunk=chunk, shard=(shard[0], shard[1], shard[2]))
 
 
-def _largest_core(network: AnyNetwork, *, batch: int, memory_bytes: int) -> int:
+def largest_core(network: AnyNetwork, *, batch: int, memory_bytes: int) -> int:
     """Return the largest square core up to MAX_CORE whose activations fit the budget."""
     geometry = network.geometry
     for core in range(geometry.round_up(MAX_CORE), 0, -geometry.divisor):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import ChannelError
-from unet_deploy.runtime.artifact import Artifact, load_artifact, load_bundled_artifact
+from unet_deploy.runtime.artifact import Artifact, load_bundled_artifact
 from unet_deploy.runtime.layout import Kind, OutputSpec
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
 from unet_deploy.runtime.output import find_store
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, SegmentationPlan, plan_segmentation
+from unet_deploy.runtime.planned import PlannedArtifact, load_model
 from unet_deploy.runtime.statistics import bytes_to_measure
 from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
 
@@ -57,18 +59,44 @@ def prepare(
         if needs_statistics(card, input_range=input_range)
         else choose_normaliser(card, info.dtype, input_range=input_range, source=info.path)
     )
-    plan = plan_segmentation(
-        card.network,
-        Extents(t=opened.extent("t"), z=opened.extent("z"), y=opened.extent("y"), x=opened.extent("x")),
-        source_chunk=_spatial(info, info.chunks),
-        source_shard=None if info.shards is None else _spatial(info, info.shards),
-        bytes_per_value=np.dtype(info.dtype).itemsize,
+    plan = plan_for(
+        artifact,
+        partial(
+            plan_segmentation,
+            card.network,
+            Extents(t=opened.extent("t"), z=opened.extent("z"), y=opened.extent("y"), x=opened.extent("x")),
+            source_chunk=_spatial(info, info.chunks),
+            source_shard=None if info.shards is None else _spatial(info, info.shards),
+            bytes_per_value=np.dtype(info.dtype).itemsize,
+            batch=batch,
+            memory_bytes=memory_bytes,
+            tta=tta,
+        ),
         tile=tile,
-        batch=batch,
-        memory_bytes=memory_bytes,
-        tta=tta,
     )
     return Preparation(volume=opened, artifact=artifact, channels=chosen, normaliser=normaliser, plan=plan)
+
+
+def plan_for(
+    artifact: Artifact, make: Callable[..., SegmentationPlan], *, tile: tuple[int, int] | None
+) -> SegmentationPlan:
+    """Return the plan that `make` makes with a tile, or with its own choice of one.
+
+    An engine plan takes only the tiles it was built for: where nobody says, its own choice is kept within them.
+    """
+    plan = make(tile=tile)
+    if tile is not None or not isinstance(artifact, PlannedArtifact):
+        return plan
+    profiles = artifact.plan.manifest.profiles
+    fitting = [p for p in profiles if p.minimum[0] <= plan.batch <= p.maximum[0]]
+    if not fitting or any(profile.holds(plan.batch_shape) for profile in profiles):
+        return plan  # where none fits, opening the engine says so
+    largest = max(fitting, key=lambda p: p.maximum[2] * p.maximum[3])
+    y, x = (
+        min(max(side, low), high)
+        for side, low, high in zip(plan.batch_shape[2:], largest.minimum[2:], largest.maximum[2:], strict=True)
+    )
+    return make(tile=(y, x))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +143,10 @@ class Preparation:
 
 
 def resolve_model(model: str | Path | Artifact | None) -> Artifact:
-    """Return the artifact given, the one at a path or of a bundled name, or the bundled one of last resort."""
+    """Return the model given, the one at a path or of a bundled name, or the bundled one of last resort."""
     if isinstance(model, Artifact):
         return model
-    return load_bundled_artifact() if model is None else load_artifact(model)
+    return load_bundled_artifact() if model is None else load_model(model)
 
 
 def choose_channels(info: VolumeInfo, card: ModelCard, channels: Sequence[int | str]) -> tuple[int, ...]:

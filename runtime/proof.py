@@ -28,7 +28,13 @@ from unet_deploy.runtime.normalise import (
     to_labels,
 )
 from unet_deploy.runtime.pictures import Picture
-from unet_deploy.runtime.receptive_field import Infer, Limit, ReceptiveField, measure_receptive_field
+from unet_deploy.runtime.receptive_field import (
+    Infer,
+    Limit,
+    ReceptiveField,
+    impulse_phases,
+    measure_receptive_field,
+)
 from unet_deploy.runtime.survey import EngineStatus
 from unet_deploy.runtime.tolerances import TOLERANCES
 
@@ -156,7 +162,7 @@ def prove(
     tell = say or (lambda _: None)
     geometry, description = artifact.card.geometry, engine.describe()
     limit = _rounding(description)
-    tell(f"receptive field: {2 * geometry.divisor} impulses")
+    tell(f"receptive field: {2 * len(impulse_phases(geometry.divisor))} impulses")
     field = measure_receptive_field(
         engine.infer, geometry, picture, limit=limit, overdrive=OVERDRIVE.get(description.precision, 0.0)
     )

@@ -1,7 +1,8 @@
 """Measure what an engine's output really depends on, and hold it against the context that the card declares.
 
 1. *Impulses*: one pixel of an image is made black or white, or more so, and the outputs that change are looked up.
-   Once for every position modulo the divisor, since what a pixel reaches depends on its phase.
+   Once for every position modulo the divisor, since what a pixel reaches depends on its phase; for a large divisor, as
+   networks of other programs have, at some positions from the first to the last.
 2. An output belongs to a cell, the smallest core (a divisor wide, at multiples of the divisor). The distance from
    a cell to the impulse is context that it needs, before it or after it. A network that has learnt to ignore its rim
    may be felt less far than declared, so a shorter reach is no fault; a longer one is.
@@ -30,6 +31,8 @@ Limit = Callable[[float], float]
 """The largest difference that is rounding, for the largest value that occurs."""
 SCRAMBLED_CELLS = 2
 """Side of the core of step 3, in divisors."""
+MAX_PHASES, SOME_PHASES = 16, 8
+"""Up to that divisor every phase is tried, beyond it so many: their tiles are large."""
 ROOM_CELLS = 4
 """How much further than declared an impulse can be seen to reach, both sides together, in divisors."""
 
@@ -93,6 +96,17 @@ class _Trace(NamedTuple):
     change: npt.NDArray[np.float32]
 
 
+def impulse_phases(divisor: int) -> tuple[int, ...]:
+    """Return the positions modulo the divisor at which impulses stand, first and last among them.
+
+    >>> impulse_phases(4), impulse_phases(32)
+    ((0, 1, 2, 3), (0, 4, 9, 13, 18, 22, 27, 31))
+    """
+    if divisor <= MAX_PHASES:
+        return tuple(range(divisor))
+    return tuple(round(i * (divisor - 1) / (SOME_PHASES - 1)) for i in range(SOME_PHASES))
+
+
 def measure_receptive_field(
     infer: Infer, geometry: Geometry, picture: Picture, *, limit: Limit, overdrive: float
 ) -> ReceptiveField:
@@ -123,7 +137,7 @@ def measure_receptive_field(
     rows: list[_Trace] = []
     columns: list[_Trace] = []
     excess = overdrive * (picture.white - picture.black)
-    for phase in range(geometry.divisor):
+    for phase in impulse_phases(geometry.divisor):
         at = middle + phase
         for value in (picture.black - excess, picture.white + excess):
             changed = image.copy()

@@ -17,7 +17,8 @@ import numpy as np
 
 from unet_deploy.errors import TestTensorError, UnetDeployError
 from unet_deploy.runtime.artifact import Artifact
-from unet_deploy.runtime.engines.base import CheckedEngine
+from unet_deploy.runtime.engines.base import EngineOptions
+from unet_deploy.runtime.engines.checked import CheckedEngine
 from unet_deploy.runtime.engines.choice import ENGINES, EngineKind, choose
 from unet_deploy.runtime.tolerances import TOLERANCES
 
@@ -159,7 +160,7 @@ def first_line(error: BaseException) -> str:
 def _try(artifact: Artifact, kind: EngineKind, installed: Mapping[str, str], *, threads: int) -> EngineStatus:
     start = time.perf_counter()
     try:
-        engine = choose((kind,), artifact, threads=threads)
+        engine = choose((kind,), artifact, EngineOptions(threads=threads))
     except UnetDeployError as error:
         return EngineStatus(
             name=kind.name,

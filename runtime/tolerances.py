@@ -31,6 +31,27 @@ class Tolerance:
         return self.atol + self.mean_rtol * largest
 
 
+_PLANS: dict[str, Tolerance] = {
+    "fp32": Tolerance(
+        1e-4, 1e-4, "not measured on a GPU yet; other kernels sum in another order, TF32 (10 bits, 1e-3) is off"
+    ),
+    "fp16": Tolerance(
+        2e-2,
+        1e-3,
+        "not measured on a GPU yet; sums may be in 11 bits too, so twice what the CPU is allowed",
+        mean_rtol=2e-3,
+        labels=0.999,
+    ),
+    "int8": Tolerance(
+        0.25,
+        1e-3,
+        "not measured on a GPU yet; its graph, run by onnxruntime-cpu, is held to as much",
+        mean_rtol=0.03,
+        labels=0.99,
+    ),
+}
+_OF_PLANS = {(name, precision): one for name in ("tensorrt", "tensorrt-rtx") for precision, one in _PLANS.items()}
+
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("onnxruntime-cpu", "fp32"): Tolerance(1e-5, 1e-5, "other vector units sum in another order; 1e-6 was measured"),
     ("onnxruntime-cpu", "fp16"): Tolerance(
@@ -63,5 +84,19 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
         mean_rtol=0.02,
         labels=0.99,
     ),
+    ("onnxruntime-cuda", "fp32"): Tolerance(
+        1e-4, 1e-4, "not measured on a GPU yet; other kernels sum in another order, TF32 (10 bits, 1e-3) is off"
+    ),
+    ("onnxruntime-cuda", "fp16"): Tolerance(
+        2e-2,
+        1e-3,
+        "not measured on a GPU yet; sums may be in 11 bits too, so twice what the CPU is allowed",
+        mean_rtol=2e-3,
+        labels=0.999,
+    ),
+    ("onnxruntime-cuda", "int8"): Tolerance(
+        0.25, 1e-3, "not measured on a GPU yet; as on the CPU, whose integers are the same", mean_rtol=0.03, labels=0.99
+    ),
+    **_OF_PLANS,
     ("fake", "fp32"): Tolerance(0, 0, "integer arithmetic is exact"),
 }

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +57,26 @@ def write_checkpoint(path: Path) -> Path:
         torch.manual_seed(0)
         model = UNet(depth=NETWORK.depth, base_width=NETWORK.base_width)
     save_checkpoint(path, model=model, card=CARD)
+    return path
+
+
+def write_bundled_checkpoint(path: Path, name: str) -> Path:
+    """Write a bundled network as a checkpoint: the names of its weights are those of the torch network; needs torch."""
+    import torch
+
+    from unet_deploy.runtime import load_bundled_artifact
+    from unet_deploy.training.checkpoint import save_checkpoint
+    from unet_deploy.training.network import UNet
+
+    artifact = load_bundled_artifact(name)
+    network = artifact.card.unet
+    model = UNet(depth=network.depth, base_width=network.base_width)
+    graph = onnx.load_model_from_string(artifact.data).graph
+    weights = {
+        t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT
+    }
+    model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in weights.items()})
+    save_checkpoint(path, model=model, card=replace(artifact.card, graph_sha256=None, test_tensor=None))
     return path
 
 

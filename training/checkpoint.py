@@ -179,13 +179,16 @@ def load_plain(path: Path, *, fix: str) -> Any:
     Raises
     ------
     CheckpointError
-        If the file is damaged, by the checksums in it too, or holds pickled objects.
+        If the file is damaged, by the checksums in it too, inflates beyond itself, or holds pickled objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _require_stored(archive, path)
             # Torch reads past a wrong checksum, and takes an entry marked as a folder for one full of zeros.
             wrong = archive.testzip() or next((i.filename for i in archive.infolist() if i.external_attr & 0x10), None)
         content = None if wrong else torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds pickled objects; loading them could run code, so it is refused",
@@ -199,6 +202,17 @@ def load_plain(path: Path, *, fix: str) -> Any:
             f"{path} is damaged: {wrong} in it is not as it was written", fix="copy the file again, or train again"
         )
     return content
+
+
+def _require_stored(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse an archive that would take more memory than disk: torch stores what it writes, it never compresses."""
+    inflated, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+    if inflated > size:
+        raise CheckpointError(
+            f"{path} inflates beyond itself: its {size:,} bytes declare {inflated:,}",
+            "torch does not compress what it writes, so this file was made to fill the memory",
+            fix="do not trust this file; use one written by `unet-deploy train`",
+        )
 
 
 def _damage_error(path: Path, error: Exception) -> CheckpointError:

@@ -11,18 +11,18 @@ import base64
 import binascii
 import json
 import math
-import operator
 import re
 import zlib
 from dataclasses import asdict
-from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from unet_deploy._card_network import network_to_objects, read_network
 from unet_deploy._json_reader import Reader, is_mapping, is_names, is_number, load_strict
 from unet_deploy.card import (
+    AnyNetwork,
     ClassInfo,
     Histogram,
     InputContract,
@@ -37,13 +37,10 @@ from unet_deploy.card import (
     Training,
 )
 from unet_deploy.errors import CardError
-from unet_deploy.geometry import MAX_DEPTH, UnetGeometry
 
 METADATA_KEY = "unet_deploy"
 CARD_HASH_KEY = "unet_deploy_card_sha256"
 CARD_VERSION = 1
-MAX_CHANNELS = 64
-MAX_CLASSES = 255
 MAX_TENSOR_BYTES = 64 * 2**20
 """A test tensor that declares more is refused before it is inflated."""
 
@@ -57,23 +54,11 @@ def dump_card(card: ModelCard) -> str:
 
 def card_to_object(card: ModelCard) -> JsonObject:
     """Return the card as plain JSON values."""
-    geometry = card.unet.geometry
     return {
         "card_version": CARD_VERSION,
         "name": card.name,
         "description": card.description,
-        "network": {
-            "architecture": "unet-2015",
-            "depth": card.unet.depth,
-            "base_width": card.unet.base_width,
-            "in_channels": card.network.in_channels,
-            "classes": card.network.classes,
-        },
-        "geometry": {
-            "divisor": geometry.divisor,
-            "context": geometry.context,
-            "crop_margins": list(geometry.crop_margins),
-        },
+        **network_to_objects(card.network),
         "input": {
             "axes": "cyx",
             "dtype": card.input.dtype,
@@ -159,25 +144,7 @@ def _read_card(reader: Reader) -> ModelCard | None:
     reader.left.discard("card_version")
     name, description = reader.take_text("name"), reader.take_text("description")
 
-    net = reader.take_object("network")
-    net.take_choice("architecture", ("unet-2015",))
-    depth = net.take_int("depth", 1, MAX_DEPTH)
-    width = net.take_int("base_width", 1, 1024)
-    channels = net.take_int("in_channels", 1, MAX_CHANNELS)
-    classes = net.take_int("classes", 2, MAX_CLASSES)
-    net.finish()
-
-    declared = reader.take_object("geometry")
-    if depth is not None:
-        geometry = UnetGeometry(depth)
-        expected = {
-            "divisor": geometry.divisor,
-            "context": geometry.context,
-            "crop_margins": list(geometry.crop_margins),
-        }
-        for key, value in expected.items():
-            declared.take(key, f"{value} (depth {depth})", partial(operator.eq, value))
-        declared.finish()
+    network, channels, classes = read_network(reader)
 
     inp = reader.take_object("input")
     inp.take_choice("axes", ("cyx",))
@@ -198,7 +165,7 @@ def _read_card(reader: Reader) -> ModelCard | None:
     norm.finish()
 
     class_list = reader.take(
-        "classes", f"a list of {classes} classes", lambda v: isinstance(v, list) and len(v) == classes
+        "classes", f"a list of {classes} classes", lambda v: isinstance(v, list) and classes in (None, len(v))
     )
     infos = []
     for index, entry in enumerate(class_list or []):
@@ -212,14 +179,15 @@ def _read_card(reader: Reader) -> ModelCard | None:
     precision = reader.take_choice("precision", get_args(Precision))
     parent, graph = reader.take_hash("parent_sha256"), reader.take_hash("graph_sha256")
     parity = _take_parity(reader)
-    tensor = _read_test_tensor(reader, dtype=dtype, channels=channels, classes=classes, depth=depth)
+    tensor = _read_test_tensor(reader, dtype=dtype, channels=channels, classes=classes, network=network)
     reader.finish()
     if reader.problems:
         return None
+    assert network is not None
     return ModelCard(
         name=name,
         description=description,
-        network=Network(depth=depth, base_width=width, in_channels=channels, classes=classes),
+        network=network,
         input=InputContract(
             dtype=dtype, value_range=value_range, channels=tuple(channel_names), pixel_size_nm=pixel_size
         ),
@@ -302,7 +270,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _read_test_tensor(
-    reader: Reader, *, dtype: str | None, channels: int | None, classes: int | None, depth: int | None
+    reader: Reader, *, dtype: str | None, channels: int | None, classes: int | None, network: AnyNetwork | None
 ) -> TestTensor | None:
     data = reader.take("test_tensor", "an object or null", lambda v: v is None or isinstance(v, dict))
     if data is None:
@@ -310,22 +278,27 @@ def _read_test_tensor(
     item = Reader(data, "test_tensor.", reader.problems)
     image, logits = (_decode(item, key) for key in ("image", "logits"))
     item.finish()
-    if image is None or logits is None or None in (dtype, channels, classes, depth):
+    if image is None or logits is None or network is None or dtype is None:
         return None
-    assert depth is not None
-    geometry = UnetGeometry(depth)
+    geometry = network.geometry
     shrink = 2 * geometry.context
     if image.ndim != 4 or image.shape[1] != channels or image.dtype != dtype:
         item.note("image", f"(n, {channels}, y, x) of {dtype} was expected, {image.shape} of {image.dtype} came")
         return None
     if not all(geometry.is_legal(side) for side in image.shape[2:]):
         sides = " x ".join(map(str, image.shape[2:]))
-        item.note("image", f"sides that a network of depth {depth} takes were expected, {sides} came")
+        item.note("image", f"sides that a {_takes(network)} takes were expected, {sides} came")
         return None
     expected = (image.shape[0], classes, image.shape[2] - shrink, image.shape[3] - shrink)
     if logits.shape != expected or logits.dtype != np.float32:
         item.note("logits", f"{expected} of float32 was expected, {logits.shape} of {logits.dtype} came")
     return TestTensor(image=image, logits=logits)
+
+
+def _takes(network: AnyNetwork) -> str:
+    if isinstance(network, Network):
+        return f"network of depth {network.depth}"
+    return f"network of divisor {network.divisor} and context {network.context}"
 
 
 def _encode(array: npt.NDArray[Any]) -> JsonObject:

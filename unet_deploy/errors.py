@@ -30,11 +30,13 @@
     │   ├── UnsafeModelError         unsafe-model          (ValueError)
     │   ├── CardError                card                  (ValueError)
     │   ├── CheckpointError          checkpoint            (ValueError)
+    │   ├── AdoptionError            adoption              (ValueError)
     │   ├── TestTensorError          test-tensor
     │   └── ParityError              parity
     ├── RequirementError                                 exit 5
     │   ├── MissingDependencyError   missing-dependency    (ModuleNotFoundError)
     │   ├── DeviceError              device
+    │   │   └── DeviceMemoryError    device-memory         (MemoryError)
     │   └── SchedulerError           scheduler             (ConnectionError)
     ├── PartialResultError           partial-result      exit 6
     └── InterruptedRunError          interrupted         exit 130
@@ -259,6 +261,12 @@ class CheckpointError(ModelError, ValueError):
     code = "checkpoint"
 
 
+class AdoptionError(ModelError, ValueError):
+    """Another program's network cannot be made one that streams; the message names what stands in the way."""
+
+    code = "adoption"
+
+
 class TestTensorError(ModelError):
     """The engine does not reproduce the card's test tensor on this device."""
 
@@ -298,6 +306,12 @@ class DeviceError(RequirementError):
     """The device asked for cannot be used."""
 
     code = "device"
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """The device has no memory left for a batch; a smaller one may fit."""
+
+    code = "device-memory"
 
 
 class SchedulerError(RequirementError, ConnectionError):

@@ -23,13 +23,15 @@ MAX_ENGINES = 2
 class EngineRequest:
     """Which engine a worker is to open. A `factory` of the caller's own takes the place of `device` and `engine`.
 
-    With `tta` its result is the mean over turned and mirrored inputs; the engine that is kept open is the same.
+    `batch_shape` is what most batches will be, for engines that are built for one. With `tta` the result is the mean
+    over turned and mirrored inputs; the engine that is kept open is the same.
     """
 
     artifact: Artifact
     device: str = "auto"
     engine: str | None = None
     threads: int = 0
+    batch_shape: tuple[int, int, int, int] | None = None
     factory: EngineFactory | None = None
     tta: bool = False
 
@@ -91,10 +93,23 @@ def drop_engine(request: EngineRequest) -> None:
 
 
 def _key(request: EngineRequest) -> Key:
-    return request.artifact.sha256, request.device, request.engine, request.threads, request.factory
+    return (
+        request.artifact.sha256,
+        request.device,
+        request.engine,
+        request.threads,
+        request.batch_shape,
+        request.factory,
+    )
 
 
 def _open(request: EngineRequest) -> CheckedEngine:
     if request.factory is not None:
         return CheckedEngine(request.factory(request.artifact), request.artifact.card).open()
-    return open_engine(request.artifact, device=request.device, engine=request.engine, threads=request.threads)
+    return open_engine(
+        request.artifact,
+        device=request.device,
+        engine=request.engine,
+        threads=request.threads,
+        batch_shape=request.batch_shape,
+    )

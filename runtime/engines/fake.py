@@ -7,13 +7,16 @@ exactly the phase, that the real network depends on, and two ways of computing i
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_deploy.card import Network
-from unet_deploy.runtime.engines.base import Batch, EngineDescription
+from unet_deploy.runtime.engines.base import Batch, ByteForm, ByteResult, EngineDescription, RawBatch
+from unet_deploy.runtime.normalise import to_labels, to_probabilities
 
 NAME = "fake"
 MODULUS = 1 << 16
@@ -23,11 +26,19 @@ IntegerMap = npt.NDArray[np.int64]
 
 
 class FakeEngine:
-    """See the module. `calls` counts batches and `shapes` collects their shapes, for tests."""
+    """See the module. `calls` counts batches and `shapes` collects their shapes, for tests.
 
-    def __init__(self, network: Network) -> None:
+    With `takes_bytes` it begins at raw pixels too, of any dtype, and has `AHEAD` batches on their way.
+    """
+
+    AHEAD = 2
+
+    def __init__(self, network: Network, *, takes_bytes: bool = False) -> None:
         self._network = network
+        self._takes_bytes = takes_bytes
+        self._form: ByteForm | None = None
         self.calls = 0
+        self.streamed = 0
         self.shapes: set[tuple[int, ...]] = set()
 
     def open(self) -> None:
@@ -43,12 +54,38 @@ class FakeEngine:
         classes = [(result * (2 * k + 1) + 977 * k) % MODULUS for k in range(self._network.classes)]
         return np.stack(classes, axis=1).astype(np.float32)
 
+    def open_bytes(self, form: ByteForm) -> bool:
+        """Take any form, if it was made so."""
+        self._form = form
+        return self._takes_bytes
+
+    def stream(self, batches: Iterable[RawBatch], *, gain: Batch, offset: Batch) -> Iterator[ByteResult]:
+        """Yield results in order, each after later batches were read."""
+        waiting: deque[RawBatch] = deque()
+        for batch in batches:
+            waiting.append(batch.copy())
+            if len(waiting) > self.AHEAD:
+                yield self._to_bytes(waiting.popleft(), gain, offset)
+        while waiting:
+            yield self._to_bytes(waiting.popleft(), gain, offset)
+
     def close(self) -> None:
         """Do nothing."""
 
     def describe(self) -> EngineDescription:
         """Say what this is."""
         return EngineDescription(engine=NAME, device="cpu", precision="fp32", provider="numpy", versions={})
+
+    def _to_bytes(self, raw: RawBatch, gain: Batch, offset: Batch) -> ByteResult:
+        assert self._form is not None
+        self.streamed += 1
+        logits = self.infer(raw.astype(np.float32) * gain[:, None, None] + offset[:, None, None])
+        kinds = self._form.kinds
+        return ByteResult(
+            labels=np.stack([to_labels(one) for one in logits]) if "labels" in kinds else None,
+            probabilities=np.stack([to_probabilities(one) for one in logits]) if "probabilities" in kinds else None,
+            checksum=logits.sum(axis=(1, 2, 3)),
+        )
 
     def _run(self, x: IntegerMap) -> IntegerMap:
         skips: list[IntegerMap] = []

@@ -21,7 +21,7 @@ The test tensor is replayed through the plain network: this is a way of using it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -29,17 +29,29 @@ from typing import Protocol
 
 import numpy as np
 
+from unet_deploy.geometry import Geometry
 from unet_deploy.runtime.cost import TTA_PASSES
-from unet_deploy.runtime.engines.base import Batch, EngineDescription
+from unet_deploy.runtime.engines.base import Batch, ByteForm, ByteResult, EngineDescription, RawBatch
+from unet_deploy.runtime.engines.memory import Ladder
 
 
 class TileEngine(Protocol):
-    """What turns tiles into logits: a `CheckedEngine`, or one averaged over symmetries."""
+    """What turns tiles into logits: a `CheckedEngine`, or one averaged over symmetries. `ladder` is its memory's."""
 
     classes: int
+    geometry: Geometry
+    ladder: Ladder
 
     def infer(self, batch: Batch) -> Batch:
         """Return logits (n, classes, y - 2·context, x - 2·context) for float32 (n, c, y, x)."""
+
+    def open_bytes(self, form: ByteForm) -> bool:
+        """Tell whether raw batches can be streamed, and get ready for them."""
+
+    def stream(
+        self, batches: Iterable[RawBatch], form: ByteForm, *, gain: Batch, offset: Batch
+    ) -> Iterator[ByteResult]:
+        """Yield the result of each raw batch in order; see `CheckedEngine.stream`."""
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
@@ -100,6 +112,8 @@ class SymmetricEngine:
     def __init__(self, engine: TileEngine) -> None:
         self._engine = engine
         self.classes = engine.classes
+        self.geometry = engine.geometry
+        self.ladder = engine.ladder  # one copy runs at a time: what holds the plain network holds this
 
     def infer(self, batch: Batch) -> Batch:
         """Return the mean logits of a batch of tiles, as `CheckedEngine.infer` does the plain ones."""
@@ -115,6 +129,21 @@ class SymmetricEngine:
         assert total is not None
         total *= np.float32(1 / TTA_PASSES)
         return total
+
+    def open_bytes(self, form: ByteForm) -> bool:  # noqa: ARG002  # no form can be taken
+        """Tell that raw batches cannot be streamed: the mean is one of logits, which bytes are not."""
+        return False
+
+    def stream(  # `open_bytes` says that it is not to be used
+        self,
+        batches: Iterable[RawBatch],  # noqa: ARG002
+        form: ByteForm,  # noqa: ARG002
+        *,
+        gain: Batch,  # noqa: ARG002
+        offset: Batch,  # noqa: ARG002
+    ) -> Iterator[ByteResult]:
+        """Not to be used, as `open_bytes` says."""
+        raise AssertionError("the mean over symmetries has no byte form")
 
     @contextmanager
     def reserved(self) -> Iterator[None]:

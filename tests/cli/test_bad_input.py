@@ -20,6 +20,7 @@ import zarr
 from onnx import TensorProto, helper
 
 from tests.conftest import Outcome
+from tests.foreign_graphs import monai_like
 from tests.tiny import (
     edit_card,
     make_pixels,
@@ -201,7 +202,7 @@ def another_value_range(folder: Path) -> tuple[str, ...]:
 # ---- flags
 
 
-@bad("tile-not-legal", "tile side 250 on axis y is not 4·k − 4", "nearest legal sides: 248, 252", fix="--tile 252")
+@bad("tile-not-legal", "tile side 250 on axis y is not 4·k with at least 44", "nearest legal sides: 248, 252", fix="--tile 252")
 def an_illegal_tile(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--tile", "250"
 
@@ -251,12 +252,17 @@ def an_unknown_device(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--device", "gpu"
 
 
-@bad("device", "device cuda:1 was asked for, and this release has no engine for it", fix="--device cpu")
+@bad("device", "GPU", fix="--device c")  # there is none, or none of that number
 def cuda(folder: Path) -> tuple[str, ...]:
-    return "segment", "v.zarr", "--device", "cuda:1"
+    return "segment", "v.zarr", "--device", "cuda:9999"
 
 
-@bad("unknown-name", "unknown engine: 'openvino-cpu'", "known: onnxruntime-cpu, openvino", fix="did you mean ")
+@bad(
+    "unknown-name",
+    "unknown engine: 'openvino-cpu'",
+    "known: onnxruntime-cpu, onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx",
+    fix="did you mean ",
+)
 def an_unknown_engine(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--engine", "openvino-cpu"
 
@@ -271,9 +277,9 @@ def an_engine_of_another_device(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--device", "cuda", "--engine", "openvino"
 
 
-@bad("device", "device cuda was asked for", fix="--device cpu")
+@bad("device", "GPU", fix="--device c")  # there is none, or none of that number
 def cuda_to_plan_with(folder: Path) -> tuple[str, ...]:
-    return "plan", "v.zarr", "--device", "cuda"
+    return "plan", "v.zarr", "--device", "cuda:9999"
 
 
 @bad("scheduler", "no Dask scheduler answers at here", "missing port number", fix="dask scheduler")
@@ -284,6 +290,17 @@ def a_scheduler_that_is_no_address(folder: Path) -> tuple[str, ...]:
 @bad("scheduler", "no Dask scheduler answers at tcp://127.0.0.1:9", fix="leave --scheduler out to run in this process")
 def a_scheduler_that_does_not_answer(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--scheduler", "tcp://127.0.0.1:9"
+
+
+@bad(
+    "adoption",
+    "other.onnx cannot be tiled without seams: it has 3 InstanceNormalization",
+    "so that every tile would be normalised by itself",
+    fix="train the network with batch normalisation",
+)
+def a_network_that_normalises_each_tile(folder: Path) -> tuple[str, ...]:
+    (folder / "other.onnx").write_bytes(monai_like(norm="instance").SerializeToString())
+    return "adopt", "other.onnx", "--mean", "0", "--std", "255"
 
 
 # ---- places
@@ -671,6 +688,7 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 # ---- the tests
 
 ELSEWHERE = {
+    "device-memory": "tests/unit/test_tensorrt.py: it takes a device, or one made up, that runs out of memory",
     "interrupted": "tests/unit/test_training_command.py: it takes a training and a user who breaks it off",
     "missing-dependency": "tests/unit/test_training_command.py and others, which hide a package",
     "parity": "tests/parity: no file on disk can bring it about",

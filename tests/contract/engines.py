@@ -5,18 +5,33 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 
+from tests.cuda_fake import FakeCudart
+from tests.tensorrt_runtime_fake import FakeTensorrt, plan_maker
 from unet_deploy.card import ModelCard, TestTensor
 from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.engine_plan import Flavour
 from unet_deploy.runtime.engines import CheckedEngine, Engine
-from unet_deploy.runtime.engines.base import Batch
+from unet_deploy.runtime.engines.base import Batch, EngineOptions
 from unet_deploy.runtime.engines.fake import FakeEngine
 from unet_deploy.runtime.engines.onnxruntime_cpu import OnnxruntimeCpuEngine
+from unet_deploy.runtime.engines.onnxruntime_cuda import OnnxruntimeCudaEngine
+from unet_deploy.runtime.engines.onnxruntime_session import Provider
 from unet_deploy.runtime.engines.openvino import OpenvinoEngine
+from unet_deploy.runtime.engines.tensorrt import TensorrtEngine
 from unet_deploy.runtime.tolerances import TOLERANCES
+
+CPU_IN_PLACE_OF_CUDA = Provider(
+    name="CPUExecutionProvider",
+    memory="cpu",
+    reinstall="pip install it again",
+    config={"session.record_ep_graph_assignment_info": "1"},
+    checks_nodes=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +41,7 @@ class EngineUnderTest:
     name: str
     card: ModelCard
     make: Callable[[], Engine]
+    device: str = "cpu"
 
     def open(self, card: ModelCard | None = None) -> CheckedEngine:
         """Return the engine, open."""
@@ -64,6 +80,20 @@ def _onnxruntime_cpu(request: pytest.FixtureRequest) -> EngineUnderTest:
     )
 
 
+def _onnxruntime_cuda(request: pytest.FixtureRequest) -> EngineUnderTest:
+    """Return the engine for a GPU with all it does, buffers and checks, on the provider that every machine has."""
+    pytest.importorskip("onnxruntime", reason="the extra 'cpu' is not installed")
+    artifact: Artifact = request.getfixturevalue("tiny_artifact")
+    return EngineUnderTest(
+        name="onnxruntime-cuda",
+        card=artifact.card,
+        make=lambda: OnnxruntimeCudaEngine(
+            artifact, EngineOptions(threads=1), provider=CPU_IN_PLACE_OF_CUDA, packages=lambda: {"onnxruntime-gpu": "0"}
+        ),
+        device="cuda:0",
+    )
+
+
 def _openvino(request: pytest.FixtureRequest) -> EngineUnderTest:
     if importlib.util.find_spec("openvino") is None:  # imported by the engine only, which keeps its telemetry off
         pytest.skip("the extra 'openvino' is not installed")
@@ -75,8 +105,35 @@ def _openvino(request: pytest.FixtureRequest) -> EngineUnderTest:
     )
 
 
+def _tensorrt(request: pytest.FixtureRequest, flavour: Flavour, *, seed: int, use_graphs: bool) -> EngineUnderTest:
+    """Return the engine on a GPU that is made up: the network's own graph, in streams that take turns at random."""
+    pytest.importorskip("onnxruntime", reason="the extra 'cpu' is not installed")
+    artifact: Artifact = request.getfixturevalue("tiny_artifact")
+    side = artifact.card.geometry.tile_side(6 * artifact.card.geometry.divisor)
+
+    def make() -> Engine:
+        cudart = FakeCudart(seed=seed)
+        trt = FakeTensorrt(cudart, is_rtx=flavour == "tensorrt-rtx")
+        return TensorrtEngine(
+            artifact,
+            EngineOptions(batch_shape=(4, 1, side, side)),
+            flavour=flavour,
+            get_plan=plan_maker(trt),
+            modules=(trt, cudart),
+            use_graphs=use_graphs,
+        )
+
+    return EngineUnderTest(name=flavour, card=artifact.card, make=make, device="cuda:0")
+
+
 KINDS: dict[str, Callable[[pytest.FixtureRequest], EngineUnderTest]] = {
     "fake": _fake,
     "onnxruntime-cpu": _onnxruntime_cpu,
+    "onnxruntime-cuda": _onnxruntime_cuda,
     "openvino": _openvino,
+    "tensorrt": partial(_tensorrt, flavour="tensorrt", seed=1, use_graphs=True),
+    "tensorrt-rtx": partial(_tensorrt, flavour="tensorrt-rtx", seed=2, use_graphs=False),
 }
+
+ON_A_GPU = {"onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
+"""Engines that ``tests/gpu`` runs the suite with, where there is a GPU."""

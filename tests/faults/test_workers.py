@@ -74,7 +74,6 @@ def run(volume: Path, model: Path, error: BaseException) -> Path:
         ValueError("a value that cannot be"),
         KeyError("logits"),
         OSError(errno.EIO, os.strerror(errno.EIO)),
-        MemoryError(),
         ZeroDivisionError("division by zero"),
     ],
     ids=lambda error: type(error).__name__,
@@ -89,6 +88,14 @@ def test_a_block_that_fails_is_recorded_and_the_run_goes_on(error: Exception, vo
     assert said["failed_blocks"] == [{"block": BLACK, "reason": f"{name}: {error}"}]
     probabilities = read_arrays(volume.with_name("out.zarr"))["0"]
     assert [bool(probabilities[:, z].any()) for z in range(PLANES)] == [z != BLACK for z in range(PLANES)]
+
+
+def test_a_block_that_no_memory_is_left_for_says_what_was_tried(volume: Path, tiny_model: Path) -> None:
+    with pytest.raises(PartialResultError, match=f"1 of {PLANES} blocks failed") as caught:
+        run(volume, tiny_model, MemoryError())
+    assert f"block {BLACK}: DeviceMemoryError: there is no memory even for 1 tile of 44 × 44 px" in str(caught.value)
+    (failed,) = read_provenance(volume.with_name("out.zarr"))["failed_blocks"]
+    assert "tried before it: 1 tile of 140 × 132 px, 1 tile of 92 × 88 px" in failed["reason"]
 
 
 @pytest.mark.parametrize(

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
-torch = pytest.importorskip("torch", reason="exporting needs the extra 'train'")
+pytest.importorskip("torch", reason="exporting needs the extra 'train'")
 pytest.importorskip("onnxruntime", reason="the extra 'cpu' is not installed")
 
-from tests.tiny import make_pixels, read_arrays, read_provenance, write_image  # noqa: E402
-from unet_deploy.exporters import CalibrationSource, export_precisions  # noqa: E402
-from unet_deploy.runtime import load_bundled_artifact, segment  # noqa: E402
-from unet_deploy.sample import em_like_volume  # noqa: E402
-from unet_deploy.training.checkpoint import save_checkpoint  # noqa: E402
-from unet_deploy.training.network import UNet  # noqa: E402
+from tests.tiny import make_pixels, read_arrays, read_provenance, write_bundled_checkpoint, write_image
+from unet_deploy.exporters import CalibrationSource, export_precisions
+from unet_deploy.runtime import segment
+from unet_deploy.sample import em_like_volume
 
 
 @pytest.fixture(scope="module")
 def membrane(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the bundled network: the names of its weights are those of the torch network."""
-    artifact = load_bundled_artifact("membrane")
-    network = artifact.card.network
-    model = UNet(depth=network.depth, base_width=network.base_width)
-    graph = onnx.load_model_from_string(artifact.data).graph
-    weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in weights.items()})
-    path = tmp_path_factory.mktemp("membrane") / "membrane.pt"
-    save_checkpoint(path, model=model, card=replace(artifact.card, graph_sha256=None, test_tensor=None))
-    return path
+    return write_bundled_checkpoint(tmp_path_factory.mktemp("membrane") / "membrane.pt", "membrane")
 
 
 def test_the_bundled_network_keeps_its_labels(tmp_path: Path, membrane: Path) -> None:

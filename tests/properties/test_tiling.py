@@ -71,13 +71,16 @@ def cuttings(draw: st.DrawFn) -> tuple[SegmentationPlan, int]:
     return plan, draw(st.integers(0, 2**32 - 1))
 
 
-@given(cutting=cuttings())
-@settings(max_examples=120)
-def test_any_plan_gives_the_one_pass_result(fake_artifact: Any, cutting: tuple[SegmentationPlan, int]) -> None:
+@given(cutting=cuttings(), takes_bytes=st.booleans())
+@settings(max_examples=150)
+def test_any_plan_gives_the_one_pass_result(
+    fake_artifact: Any, cutting: tuple[SegmentationPlan, int], takes_bytes: bool
+) -> None:
     plan, seed = cutting
     e, network = plan.extents, plan.network
     volume = random_plane(seed, (e.z, e.y, e.x))
-    engine = CheckedEngine(FakeEngine(network), fake_artifact(depth=network.depth, classes=3).card).open()
+    fake = FakeEngine(network, takes_bytes=takes_bytes)
+    engine = CheckedEngine(fake, fake_artifact(depth=network.depth, classes=3).card).open()
     labels = np.full((e.z, e.y, e.x), 255, np.uint8)
     probabilities = np.zeros((3, e.z, e.y, e.x), np.uint8)
     times_written = np.zeros((e.z, e.y, e.x), np.uint8)
@@ -92,6 +95,7 @@ def test_any_plan_gives_the_one_pass_result(fake_artifact: Any, cutting: tuple[S
         labels[place], probabilities[:, *place] = found  # type: ignore[assignment]
         times_written[place] += 1
     assert (times_written == 1).all()
+    assert fake.streamed == (fake.calls if takes_bytes else 0)  # that way, and no other
     for z in range(e.z):
         logits = one_pass(volume[z], network)
         np.testing.assert_array_equal(labels[z], to_labels(logits))

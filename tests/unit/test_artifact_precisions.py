@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.unit.test_artifact import forged
 from unet_deploy.card import ModelCard, Network, Precision
 from unet_deploy.errors import CardError, ModelError, TestTensorError, UnsafeModelError
-from unet_deploy.runtime.artifact import Artifact, load_artifact, read_artifact, weight_shapes, weight_tensors
+from unet_deploy.runtime.artifact import Artifact, load_artifact, read_artifact
 from unet_deploy.runtime.engines import open_engine
+from unet_deploy.runtime.unet_graph import weight_shapes, weight_tensors
 
 Change = Callable[[Any], object]
 DERIVED = ("fp16", "int8")

@@ -234,7 +234,10 @@ def test_an_unknown_version(text: str, shown: str) -> None:
         (take_away("graph_sha256"), "graph_sha256: missing"),
         (put("name", 3), "name: text was expected, 3 came"),
         (put("description", None), "description: text was expected, null came"),
-        (put("network.architecture", "resnet"), 'network.architecture: one of unet-2015 was expected, "resnet" came'),
+        (
+            put("network.architecture", "resnet"),
+            'network.architecture: one of unet-2015, adopted was expected, "resnet" came',
+        ),
         (put("network.depth", 9), "network.depth: an integer in 1..8 was expected, 9 came"),
         (put("network.depth", 10**30), f"network.depth: an integer in 1..8 was expected, {10**30} came"),
         (put("network.depth", True), "network.depth: an integer in 1..8 was expected, true came"),

@@ -29,9 +29,15 @@ from unet_deploy.errors import (
 from unet_deploy.runtime import segment, segment_array
 from unet_deploy.runtime.artifact import Artifact, load_artifact
 from unet_deploy.runtime.engines import candidates, open_engine
-from unet_deploy.runtime.engines.base import Engine, Verdict
+from unet_deploy.runtime.engines.base import Engine, EngineOptions, Verdict
 from unet_deploy.runtime.engines.cache import EngineRequest, drop_engine, get_engine, settle_engine
-from unet_deploy.runtime.engines.choice import ENGINES, ORDERS, EngineKind, choose
+from unet_deploy.runtime.engines.choice import (
+    CPU_ORDERS,
+    CUDA_ORDER,
+    ENGINES,
+    EngineKind,
+    choose,
+)
 from unet_deploy.runtime.engines.fake import FakeEngine
 from unet_deploy.runtime.engines.openvino import MAX_SHAPES, OpenvinoEngine
 from unet_deploy.runtime.tolerances import TOLERANCES
@@ -59,7 +65,7 @@ WRONG = TestTensorError("it computes something else", "by 7", fix="report this")
 
 
 def kind(failure: UnetDeployError | None = None) -> EngineKind:
-    return EngineKind(name="fake", device="cpu", make=lambda artifact, threads: Named(artifact, failure))
+    return EngineKind(name="fake", device="cpu", make=lambda artifact, options: Named(artifact, failure))
 
 
 # Names.
@@ -68,27 +74,38 @@ def kind(failure: UnetDeployError | None = None) -> EngineKind:
 def test_every_engine_is_in_every_order_and_has_tolerances() -> None:
     names = {item.name for item in ENGINES}
     assert len(names) == len(ENGINES)
-    assert set(ORDERS) == set(get_args(Precision))
-    for precision, order in ORDERS.items():
-        assert set(order.names) == names, precision
+    assert set(CPU_ORDERS) == set(get_args(Precision))
+    for order in (CUDA_ORDER, *CPU_ORDERS.values()):
+        device = "cuda" if order is CUDA_ORDER else "cpu"
+        assert set(order.names) == {item.name for item in ENGINES if item.device == device}
         assert order.why
     assert names == {name for name, _ in TOLERANCES} - {"fake"}
 
 
-def test_candidates_of_a_device() -> None:
-    assert [item.name for item in candidates("cpu")] == list(ORDERS["fp32"].names)
-    assert candidates("auto") == candidates("cpu")
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_candidates_of_a_device(precision: str) -> None:
+    cpu = [item.name for item in candidates("cpu", precision=precision)]
+    cuda = [item.name for item in candidates("cuda:1", precision=precision)]
+    assert cpu == list(CPU_ORDERS[precision].names)
+    assert cuda == list(CUDA_ORDER.names)
+    assert [item.name for item in candidates("auto", precision=precision)] == cuda + cpu
     assert [item.name for item in candidates("cpu", "openvino")] == ["openvino"]
     assert [item.name for item in candidates("auto", "openvino")] == ["openvino"]
 
 
 @pytest.mark.parametrize(
     ("engine", "fix"),
-    [("openvno", "did you mean 'openvino'?"), ("onnxruntime", "did you mean 'onnxruntime-cpu'?"), ("", "use one of")],
+    [
+        ("openvno", "did you mean 'openvino'?"),
+        ("onnxruntime-gpu", "did you mean 'onnxruntime-cpu'?"),
+        ("", "use one of"),
+    ],
 )
 def test_an_unknown_engine_is_told_the_nearest(engine: str, fix: str) -> None:
     with pytest.raises(
-        UnknownNameError, match=rf"^unknown engine: '{engine}'\n  known: onnxruntime-cpu, openvino\n  fix: "
+        UnknownNameError,
+        match=rf"^unknown engine: '{engine}'\n"
+        r"  known: onnxruntime-cpu, onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx\n  fix: ",
     ) as caught:
         candidates("auto", engine)
     assert caught.value.fix.startswith(fix)
@@ -118,7 +135,7 @@ def test_the_first_that_works_is_taken(fake_artifact: Any, caplog: pytest.LogCap
         ("not installed (pip install 'unet-deploy[nothere]')", False),
         ("the driver is too old; driver 1.0, 2.0 was expected", False),
         ("it computes something else; by 7", False),
-        (f"first of those that work ({ORDERS['fp32'].why})", True),
+        (f"first of those that work ({CPU_ORDERS['fp32'].why})", True),
         ("not tried: fake comes first", False),
     ]
     said = [(r.levelname, r.getMessage()) for r in caplog.records]
@@ -131,7 +148,7 @@ def test_the_first_that_works_is_taken(fake_artifact: Any, caplog: pytest.LogCap
 
 
 def test_a_bug_is_not_passed_over(fake_artifact: Any) -> None:
-    def make(artifact: Artifact, threads: int) -> Engine:
+    def make(artifact: Artifact, options: EngineOptions) -> Engine:
         raise TypeError("our bug")
 
     with pytest.raises(TypeError, match="our bug"):
@@ -159,12 +176,12 @@ def test_where_none_works_all_is_said(monkeypatch: pytest.MonkeyPatch, tiny_arti
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(
         MissingDependencyError,
-        match=r"^running a model needs the package 'onnxruntime', which is not installed\n"
-        r"  it comes with the extra 'cpu'\n"
-        r"  openvino: not installed \(pip install 'unet-deploy\[openvino\]'\)\n",
+        match=r"^the engine openvino needs the package 'openvino', which is not installed\n"
+        r"  it comes with the extra 'openvino'\n"
+        r"  onnxruntime-cpu: not installed \(pip install 'unet-deploy\[cpu\]'\)\n",
     ) as caught:
-        open_engine(tiny_artifact)
-    assert caught.value.fix == "pip install 'unet-deploy[cpu]'"
+        open_engine(tiny_artifact, device="cpu")
+    assert caught.value.fix == "pip install 'unet-deploy[openvino]'"
 
 
 @needs_openvino
@@ -203,12 +220,18 @@ def test_openvino_is_used_when_named_or_alone(monkeypatch: pytest.MonkeyPatch, t
         "openvino",
         (Verdict(engine="openvino", verdict="asked for", is_taken=True),),
     )
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    alone = open_engine(tiny_artifact, device="cpu").describe()
-    assert alone.engine == "openvino"
-    assert alone.to_object()["choice"][0] == {
+    first = open_engine(tiny_artifact, device="cpu").describe()
+    assert (first.engine, first.choice[1].is_tried) == ("openvino", False)
+    assert first.to_object()["choice"][1] == {
         "engine": "onnxruntime-cpu",
-        "verdict": "not installed (pip install 'unet-deploy[cpu]')",
+        "verdict": "not tried: openvino comes first",
+    }
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    alone = open_engine(tiny_artifact, device="cpu").describe()
+    assert alone.engine == "onnxruntime-cpu"
+    assert alone.to_object()["choice"][0] == {
+        "engine": "openvino",
+        "verdict": "not installed (pip install 'unet-deploy[openvino]')",
     }
 
 
@@ -218,7 +241,7 @@ def test_engines_agree(tiny_products: dict[str, Path], precision: str) -> None:
     artifact = load_artifact(tiny_products[precision])
     side = artifact.card.geometry.tile_side(64)
     batch = np.random.default_rng(0).standard_normal((2, 1, side, side), np.float32)
-    opened = [open_engine(artifact, engine=item.name, threads=1) for item in ENGINES]
+    opened = [open_engine(artifact, engine=name, threads=1) for name in ("onnxruntime-cpu", "openvino")]
     logits = [engine.infer(batch) for engine in opened]
     limit = TOLERANCES["openvino", precision].limit(float(np.abs(logits[0]).max()))
     np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=limit)
@@ -228,9 +251,9 @@ def test_engines_agree(tiny_products: dict[str, Path], precision: str) -> None:
 @needs_openvino
 def test_the_order_is_by_precision(tiny_products: dict[str, Path]) -> None:
     for precision, path in tiny_products.items():
-        said = open_engine(load_artifact(path), threads=1).describe()
-        assert said.engine == ORDERS[precision].names[0]
-        assert [v.engine for v in said.choice] == list(ORDERS[precision].names)
+        said = open_engine(load_artifact(path), device="cpu", threads=1).describe()
+        assert said.engine == CPU_ORDERS[precision].names[0]
+        assert [v.engine for v in said.choice] == list(CPU_ORDERS[precision].names)
 
 
 # OpenVINO's own refusals and habits.
@@ -327,26 +350,26 @@ def request_of(tiny_artifact: Artifact) -> Iterator[Callable[..., EngineRequest]
 
 
 def test_a_settled_request_names_its_engine(request_of: Callable[..., EngineRequest]) -> None:
-    open_request = request_of()
+    open_request = request_of(device="cpu")
     settled, description = settle_engine(open_request)
-    assert settled == replace(open_request, engine="onnxruntime-cpu")
-    assert description.choice[0] == Verdict(
-        engine="onnxruntime-cpu", verdict=f"first of those that work ({ORDERS['fp32'].why})", is_taken=True
-    )
+    taken = next(verdict for verdict in description.choice if verdict.is_taken)
+    assert settled == replace(open_request, engine=taken.engine)
+    assert taken.verdict == f"first of those that work ({CPU_ORDERS['fp32'].why})"
     assert get_engine(settled) is get_engine(open_request)  # opened once
-    assert pickle.loads(pickle.dumps(settled)).engine == "onnxruntime-cpu"
+    assert pickle.loads(pickle.dumps(settled)).engine == taken.engine
 
 
 @needs_openvino
 def test_a_worker_without_the_settled_engine_fails(
     monkeypatch: pytest.MonkeyPatch, request_of: Callable[..., EngineRequest]
 ) -> None:
-    settled, _ = settle_engine(request_of())
+    settled, _ = settle_engine(request_of(device="cpu"))
     drop_engine(settled)  # as in another process, where nothing is open
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependencyError, match="needs the package 'onnxruntime'"):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match="needs the package 'openvino'"):
         get_engine(settled)
-    assert get_engine(request_of()).describe().engine == "openvino"  # dropped: a new run chooses anew
+    again = get_engine(request_of(device="cpu"))  # dropped: a new run chooses anew
+    assert again.describe().engine == "onnxruntime-cpu"
 
 
 @needs_openvino

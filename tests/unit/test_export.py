@@ -26,8 +26,8 @@ from unet_deploy.errors import (  # noqa: E402
     TestTensorError,
 )
 from unet_deploy.exporters import export_checkpoint  # noqa: E402
-from unet_deploy.exporters.export import make_test_tensor  # noqa: E402
 from unet_deploy.exporters.parity import compare, parity_shapes, torch_logits  # noqa: E402
+from unet_deploy.exporters.products import make_test_tensor  # noqa: E402
 from unet_deploy.percentiles import scale_by_percentiles  # noqa: E402
 from unet_deploy.runtime.artifact import load_artifact  # noqa: E402
 from unet_deploy.runtime.engines import open_engine  # noqa: E402
@@ -247,7 +247,7 @@ def test_an_engine_that_computes_something_else_is_found(tmp_path: Path, make_ca
     card = make_card(depth=1, base_width=2)
     for seed in (1, 2):
         export_checkpoint(write_checkpoint(tmp_path / f"{seed}.pt", card, seed=seed), tmp_path / f"{seed}.onnx")
-    engine = open_engine(load_artifact(tmp_path / "1.onnx"), device="cpu")
+    engine = open_engine(load_artifact(tmp_path / "1.onnx"), device="cpu", engine="onnxruntime-cpu")
     model, _ = load_checkpoint(tmp_path / "2.pt")
     with pytest.raises(
         ParityError, match=r"^onnxruntime-cpu \(fp32\) does not compute what the checkpoint computes\n"

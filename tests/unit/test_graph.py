@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch", reason="the weights' names are those of the
 from unet_deploy.card import ModelCard, Network  # noqa: E402
 from unet_deploy.card_json import CARD_HASH_KEY, METADATA_KEY, dump_card  # noqa: E402
 from unet_deploy.exporters.graph import Weights, build_graph, stamp_card  # noqa: E402
-from unet_deploy.runtime.artifact import KNOWN_OPERATORS, hash_card, hash_graph  # noqa: E402
+from unet_deploy.runtime.artifact import hash_card, hash_graph  # noqa: E402
+from unet_deploy.runtime.unet_graph import KNOWN_OPERATORS  # noqa: E402
 from unet_deploy.training.network import UNet  # noqa: E402
 
 DEPTHS = (1, 2, 3, 4, 5)

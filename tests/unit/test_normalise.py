@@ -20,6 +20,7 @@ from unet_deploy.runtime.normalise import (
     Normaliser,
     choose_normaliser,
     is_finite,
+    is_in_range,
     needs_statistics,
     normaliser_of_image,
     to_labels,
@@ -42,6 +43,18 @@ def soft_max(values: Logits) -> npt.NDArray[np.float64]:
 
 
 # Grey values.
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38, -3.4e38])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_no_grey_value_is_told(value: float, dtype: str) -> None:
+    normaliser = Normaliser(mean=(1.0, 2.0), std=(4.0, 1e-3))
+    raw = np.random.default_rng(0).normal(0, 1e6, (2, 3, 20, 20)).astype(dtype)
+    assert is_in_range(raw, normaliser)
+    raw[1, 2, 7, 3] = value
+    assert not is_in_range(raw, normaliser)
+    assert is_in_range(raw[:, :2], normaliser)
+    assert is_in_range(np.full((2, 1, 1), 65_535, np.uint16), normaliser)  # whole numbers are always fine
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", "float32", ">u2"])

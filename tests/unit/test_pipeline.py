@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -208,7 +209,7 @@ def test_an_engine_that_computes_something_else_writes_nothing(
     other = replace(card, normalisation=replace(card.normalisation, mean=(1.0,)))
     before = snapshot(tmp_path)
     with pytest.raises(TestTensorError, match=r"^onnxruntime-cpu on cpu does not compute"):
-        segment(volume, model=replace(tiny_artifact, card=other, sha256="other"))
+        segment(volume, model=replace(tiny_artifact, card=other, sha256="other"), engine="onnxruntime-cpu")
     assert snapshot(tmp_path) == before
 
 
@@ -439,6 +440,22 @@ def test_what_is_no_number_is_a_failed_block_and_no_class(
     provenance: Any = zarr.open_group(tmp_path / "brain_segmentation.ome.zarr", mode="r").attrs["unet_deploy"]
     reason = provenance["failed_blocks"][0]["reason"]
     assert reason.splitlines()[1:] == ["  plane z 1, y 0:20, x 0:24", f"  {why}", f"  fix: {fix}"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38])
+@pytest.mark.parametrize("engine", ["onnxruntime-cpu", "openvino"])
+def test_no_engine_swallows_what_is_no_number(
+    tmp_path: Path, tiny_artifact: Artifact, value: float, engine: str
+) -> None:
+    """OpenVINO makes 0 of NaN where it cuts off negative values, and its logits are numbers again."""
+    if importlib.util.find_spec(engine.partition("-")[0]) is None:
+        pytest.skip(f"{engine} is not installed")
+    pixels = noise(2, 60, 64, dtype="float32")
+    pixels[1, 30, 40] = value
+    path = write_array(tmp_path / "brain.zarr", pixels)
+    with pytest.raises(PartialResultError, match=r"^1 of 2 blocks failed") as caught:
+        segment(path, model=tiny_artifact, engine=engine, input_range=(0.0, 1.0))
+    assert caught.value.details == ("block 1: ValueRangeError: the network's output is not a number there",)
 
 
 def test_a_bug_of_ours_stops_the_run_and_shows_itself(volume: Path, fake_artifact: ArtifactFactory) -> None:

@@ -26,8 +26,15 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="FILE|NAME",
-        help="Model file, or the name of a bundled network, such as membrane. "
+        help="Model file (.onnx, or .engine for a plan), or the name of a bundled network, such as membrane. "
         f"Default: ${MODEL_VARIABLE}, ./{LOCAL_MODEL}, or the bundled membrane.",
+    ),
+]
+TrustEngineOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-engine",
+        help="Load an engine plan that was not built by you here. A plan is native code: it can do anything.",
     ),
 ]
 ChannelOption = Annotated[
@@ -61,14 +68,17 @@ InputRangeOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda or cuda:i; what is named is used or fails.")
+    str,
+    typer.Option(
+        "--device", help="auto, cpu, cuda or cuda:i; what is named is used or fails. auto: a GPU, else the CPU."
+    ),
 ]
 EngineOption = Annotated[
     str | None,
     typer.Option(
         "--engine",
         metavar="NAME",
-        help="onnxruntime-cpu or openvino, to insist on one. "
+        help="onnxruntime-cpu, openvino, onnxruntime-cuda, tensorrt or tensorrt-rtx, to insist on one. "
         "Default: the device's first, by measured speed, that is installed and passes the model's test.",
     ),
 ]
@@ -119,18 +129,21 @@ def parse_input_range(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-def load_model(option: Path | None, environment: Mapping[str, str] = os.environ) -> Artifact:
+def load_model(
+    option: Path | None, environment: Mapping[str, str] = os.environ, *, trust_engine: bool = False
+) -> Artifact:
     """Return the model to use: --model, the environment's, ./model.onnx, or the bundled one, said aloud."""
     from unet_deploy.runtime.artifact import is_bundled, load_artifact, load_bundled_artifact
+    from unet_deploy.runtime.planned import load_model as load_any
 
     if option is not None:
-        artifact = load_artifact(option)
+        artifact = load_any(option, is_trusted=trust_engine)
         if is_bundled(option):
             _say_bundled(artifact)
         return artifact
     if named := environment.get(MODEL_VARIABLE):
         typer.echo(f"model: {named} (from ${MODEL_VARIABLE})", err=True)
-        return load_artifact(named)
+        return load_any(named, is_trusted=trust_engine)
     if LOCAL_MODEL.is_file():
         typer.echo(f"model: ./{LOCAL_MODEL}", err=True)
         return load_artifact(LOCAL_MODEL)

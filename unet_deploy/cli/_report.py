@@ -31,10 +31,16 @@ def show_rows(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def describe_engine(engine: EngineDescription) -> list[tuple[str, str]]:
-    """Return rows on what ran the network, and one for each engine that was passed over, with the reason."""
+    """Return rows on what ran the network, where and why, and on the engines that were passed over, by reason."""
     versions = " ".join(engine.versions.values())
-    rows = [("engine", f"{engine.engine} {versions}, {engine.precision}")]
-    return rows + [("not used", f"{other.engine}: {other.verdict}") for other in engine.choice if not other.is_taken]
+    rows = [("engine", f"{engine.engine} {versions} on {engine.device}, {engine.precision}".replace("  ", " "))]
+    passed_over: dict[str, list[str]] = {}
+    for found in engine.choice:
+        if found.is_taken:
+            rows.append(("chosen", found.verdict))
+        elif found.is_tried:
+            passed_over.setdefault(found.verdict, []).append(found.engine)
+    return rows + [("not used", f"{', '.join(names)}: {verdict}") for verdict, names in passed_over.items()]
 
 
 def format_bytes(count: float) -> str:

@@ -14,6 +14,7 @@ from typing import Annotated, cast
 import typer
 
 from unet_deploy import __version__
+from unet_deploy.cli.adopt import adopt
 from unet_deploy.cli.check import check
 from unet_deploy.cli.demo import demo
 from unet_deploy.cli.doctor import doctor
@@ -41,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, export, segment, plan, evaluate, inspect, check, doctor, demo):
+for verb in (train, export, adopt, segment, plan, evaluate, inspect, check, doctor, demo):
     app.command()(verb)
 
 

@@ -83,6 +83,7 @@ def _rows(proof: Proof, artifact: Artifact) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in proof.engine.versions.items())
     return [
         ("model", f"{proof.model}, {proof.engine.precision}, sha256 {proof.sha256[:16]}…"),
+        ("network", artifact.card.network.words),
         ("engine", f"{proof.engine.engine} on {proof.engine.device}" + (f", {versions}" if versions else "")),
         ("picture", proof.picture),
         ("declared", f"context {_reach(field.declared)}, divisor {geometry.divisor}"),

@@ -62,7 +62,8 @@ def _rows(found: Diagnosis) -> Rows:
         *_gpu_rows(found),
         ("codecs", ", ".join(f"{n}" if a == "works" else f"{n} ({a})" for n, a in found.codecs.items())),
         ("tried on", found.model),
-        *((f"{status.name}", _describe_engine(status)) for status in found.engines),
+        *((f"{status.name}", describe_engine(status)) for status in found.engines),
+        ("plan cache", _describe_plan_cache(found)),
         *_problem_rows(found),
         ("took", format_seconds(found.seconds)),
         ("verdict", _verdict(found)),
@@ -104,7 +105,18 @@ def _describe_gpu(gpu: Gpu) -> str:
     return f"{gpu.name}, {size}, driver {gpu.driver}{capability}"
 
 
-def _describe_engine(status: EngineStatus) -> str:
+def _describe_plan_cache(found: Diagnosis) -> str:
+    cache = found.plan_cache
+    what = "no plans" if not cache.plans else f"{cache.plans} plan(s), {format_bytes(cache.total_bytes)}"
+    return f"{cache.folder}: {what}"
+
+
+def describe_engine(status: EngineStatus) -> str:
+    """Return what became of an engine, in a line."""
+    from unet_deploy.runtime.kept_plans import NOT_TRIED
+
+    if status.reason.startswith(NOT_TRIED):
+        return f"{status.reason}; to try it: {status.fix}"
     if not status.works:
         return f"no: {status.reason}" + (f"; fix: {status.fix}" if status.fix else "")
     took = "" if status.seconds is None else f", opened and replayed in {format_seconds(status.seconds)}"

@@ -1,4 +1,4 @@
-"""``unet-deploy export``: a checkpoint in, one checked ONNX artifact out for each precision asked for."""
+"""``unet-deploy export``: a checkpoint in, one checked product out for each target and precision asked for."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from unet_deploy.errors import MissingDependencyError, UnknownNameError
 if TYPE_CHECKING:
     from unet_deploy.card import Precision
     from unet_deploy.exporters.export import ExportReport
+    from unet_deploy.exporters.products import Proof
+    from unet_deploy.runtime.engine_plan import Flag
 
 DEFAULT_OUTPUT = Path("model.onnx")
+PLANS = "Engine plans (--target tensorrt, tensorrt-rtx)"
 
 
 def export(
@@ -27,13 +30,22 @@ def export(
             "--output",
             "-o",
             metavar="FILE",
-            help="The ONNX file to write; of several, fp32 has this name and the others .fp16 or .int8 in it. "
-            "Default: model.onnx, model.fp16.onnx, model.int8.onnx.",
+            help="The file to write; of several, fp32 has this name, and precision and target stand in the others'. "
+            "Default: model.onnx, model.fp16.onnx, model.int8.onnx, model.tensorrt-rtx.engine, model.bioimageio.zip.",
         ),
     ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option("--precision", metavar="fp32|fp16|int8", help="What to compute in; repeat for several files."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="onnx|tensorrt|tensorrt-rtx|openvino|bioimageio",
+            help="What will run it; repeat for several. onnx, the default, is the file that most engines run; "
+            "openvino is the same file, proved through that engine too.",
+        ),
     ] = None,
     calibrate: Annotated[
         Path | None,
@@ -48,15 +60,50 @@ def export(
     axes: flags.AxesOption = None,
     level: Annotated[int, typer.Option("--level", min=0, help="Pyramid level of the data to calibrate on.")] = 0,
     input_range: flags.InputRangeOption = None,
+    batch: Annotated[
+        int,
+        typer.Option("--batch", min=1, help="Most tiles per forward pass of an engine plan.", rich_help_panel=PLANS),
+    ] = 1,
+    gpu_arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gpu-arch",
+            metavar="8.9",
+            help="Compute capability that a tensorrt-rtx plan is for; repeat for several. "
+            "Default: 8.0, 8.6, 8.9, 12.0.",
+            rich_help_panel=PLANS,
+        ),
+    ] = None,
+    hardware_compatibility: Annotated[
+        str,
+        typer.Option(
+            "--hardware-compatibility",
+            metavar="none|ampere_plus|same_compute_capability",
+            help="Which other GPUs a tensorrt plan also runs on, slower.",
+            rich_help_panel=PLANS,
+        ),
+    ] = "none",
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="Let a plan compute fp32 with 10 bit mantissas.", rich_help_panel=PLANS)
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     as_json: flags.JsonOption = False,
 ) -> None:
-    """Export a trained network as ONNX, proved equal to the checkpoint before it is written."""
-    outputs = choose_outputs(parse_precisions(precision or ["fp32"]), output)
+    """Export a trained network, proved equal to the checkpoint before it is written."""
+    from unet_deploy.exporters.targets import PlanOptions, choose_outputs, parse_targets
+
+    outputs = choose_outputs(
+        parse_targets(target or ["onnx"]), parse_precisions(precision or ["fp32"]), output or DEFAULT_OUTPUT
+    )
     grey_range = flags.parse_input_range(input_range)
+    asked: dict[str, Flag] = {
+        "tf32": tf32,
+        "hardware_compatibility": hardware_compatibility,
+        "compute_capabilities": ",".join(gpu_arch or ()),
+    }
     try:
         from unet_deploy.exporters.calibration import CalibrationSource
-        from unet_deploy.exporters.export import export_precisions
+        from unet_deploy.exporters.export import export_targets
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -67,10 +114,11 @@ def export(
         source = CalibrationSource(
             path=calibrate, channels=tuple(channel or ()), axes=axes, level=level, input_range=grey_range
         )
-    reports = export_precisions(
+    reports = export_targets(
         checkpoint,
         outputs,
         calibrate=source,
+        plans=PlanOptions(flags=asked, batch=batch),
         overwrite=overwrite,
         progress=lambda step: typer.echo(f"export: {step}", err=True),
     )
@@ -101,22 +149,10 @@ def parse_precisions(names: Sequence[str]) -> tuple[Precision, ...]:
     return tuple(dict.fromkeys(known[name] for name in names))
 
 
-def choose_outputs(precisions: Sequence[Precision], output: Path | None) -> dict[Precision, Path]:
-    """Return the file of each precision: of one, just the output that was named.
-
-    >>> [path.name for path in choose_outputs(("fp32", "int8"), Path("a.onnx")).values()]
-    ['a.onnx', 'a.int8.onnx']
-    """
-    if output is not None and len(precisions) == 1:
-        return {precisions[0]: output}
-    base = output or DEFAULT_OUTPUT
-    stem = base.name.removesuffix(".onnx")
-    return {p: base if p == "fp32" else base.with_name(f"{stem}.{p}.onnx") for p in precisions}
-
-
 def _facts(report: ExportReport) -> dict[str, Any]:
-    return {
+    facts = {
         "output": str(report.path),
+        "target": report.target,
         "bytes": report.n_bytes,
         "nodes": report.n_nodes,
         "weights": report.n_weights,
@@ -128,19 +164,25 @@ def _facts(report: ExportReport) -> dict[str, Any]:
         "engine": report.engine.to_object(),
         "parity": [
             {
+                "engine": proof.engine.engine,
                 "shape": row.shape,
                 "max_difference": row.max_difference,
                 "limit": row.limit,
                 "mean_difference": row.mean_difference,
                 "labels_equal": row.labels_equal,
             }
-            for row in report.parity
+            for proof in report.proofs
+            for row in proof.rows
         ],
     }
+    if report.manifest is not None:
+        facts |= {"plan": report.manifest.to_object(), "build_seconds": report.seconds, "note": report.note}
+    return facts
 
 
 def _rows(report: ExportReport) -> list[tuple[str, str]]:
     network = report.card.network
+    is_model = report.target != "bioimageio"
     return [
         ("output", f"{report.path}, {format_bytes(report.n_bytes)}, sha256 {report.sha256[:16]}…"),
         (
@@ -149,18 +191,39 @@ def _rows(report: ExportReport) -> list[tuple[str, str]]:
             f"{network.classes} classes, {report.n_weights:,} weights",
         ),
         ("graph", f"{report.n_nodes} nodes, opset 18, {report.card.precision}, any legal size"),
+        *_plan_rows(report),
+        *(row for proof in report.proofs for row in _proof_rows(proof)),
+        *([("next", f"unet-deploy segment VOLUME.zarr --model {report.path}")] if is_model else []),
+    ]
+
+
+def _proof_rows(proof: Proof) -> list[tuple[str, str]]:
+    through = f"{proof.engine.engine} {next(iter(proof.engine.versions.values()), '')}".rstrip()
+    return [
         *(
             (
                 "parity",
                 f"{' × '.join(map(str, row.shape)):<19} max difference {row.max_difference:.2g} "
                 f"(at most {row.limit:.2g}), mean {row.mean_difference:.2g}, labels equal {row.labels_equal:.3%}",
             )
-            for row in report.parity
+            for row in proof.rows
         ),
-        (
-            "checked",
-            f"against {report.compared_with} through {report.engine.engine} "
-            f"{report.engine.versions.get('onnxruntime', '')}",
-        ),
-        ("next", f"unet-deploy segment VOLUME.zarr --model {report.path}"),
+        ("checked", f"against {proof.compared_with} through {through}"),
+    ]
+
+
+def _plan_rows(report: ExportReport) -> list[tuple[str, str]]:
+    manifest = report.manifest
+    if manifest is None:
+        return []
+    where = manifest.gpu or f"compute capability {', '.join(manifest.compute_capabilities)}"
+    takes = [
+        f"{' × '.join(map(str, p.minimum))} to {' × '.join(map(str, p.maximum))}, fastest at "
+        f"{' × '.join(map(str, p.optimum))}"
+        for p in manifest.profiles
+    ]
+    return [
+        ("plan", f"{manifest.flavour} {manifest.version} for {where}, built in {report.seconds:.1f} s"),
+        *(("batches", words) for words in takes),
+        ("note", report.note),
     ]

@@ -11,7 +11,7 @@ from unet_deploy.cli import _options as flags
 from unet_deploy.cli._report import format_bytes, format_seconds, show_json, show_rows
 
 if TYPE_CHECKING:
-    from unet_deploy.card import ModelCard, Normalisation
+    from unet_deploy.card import ModelCard, Normalisation, Training
 
 
 def inspect(
@@ -97,12 +97,22 @@ def _card_rows(card: ModelCard) -> list[tuple[str, str]]:
         ("data", training.data),
         ("licence", training.licence),
         ("cite", training.citation),
+        *_training_rows(training),
+        ("scores", f"{scores or 'none'} on {', '.join(training.validation) or 'nothing held out'}"),
+    ]
+
+
+def _training_rows(training: Training) -> list[tuple[str, str]]:
+    adopted = training.recipe.get("adopted")
+    if isinstance(adopted, dict):  # of its training nothing is known, and zeros would look like knowledge
+        origin = f"{adopted.get('file')}, sha256 {str(adopted.get('sha256'))[:16]}…"
+        return [("adopted", f"{origin}, by {adopted.get('producer')}, operator set {adopted.get('opset')}")]
+    return [
         (
             "training",
             f"{training.images} images, {training.steps:,} steps in {format_seconds(training.seconds)}, "
             f"seed {training.seed}, " + ", ".join(f"{k} {v}" for k, v in training.versions.items()),
-        ),
-        ("scores", f"{scores or 'none'} on {', '.join(training.validation) or 'nothing held out'}"),
+        )
     ]
 
 

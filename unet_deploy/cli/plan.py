@@ -32,6 +32,7 @@ def plan(
     memory: flags.MemoryOption = 2048,
     tta: flags.TtaOption = False,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not time a tile to estimate the duration.")] = False,
+    trust_engine: flags.TrustEngineOption = False,
     as_json: flags.JsonOption = False,
 ) -> None:
     """Show tiles, blocks, memory, disk and time of a segmentation, without starting it."""
@@ -41,7 +42,7 @@ def plan(
 
     ready = prepare(
         volume,
-        model=flags.load_model(model),
+        model=flags.load_model(model, trust_engine=trust_engine),
         channels=channel or (),
         axes=axes,
         level=level,
@@ -81,7 +82,7 @@ def _time_tile(ready: Preparation, *, device: str, engine: str | None, threads: 
 
     network, shape = ready.plan.network, ready.plan
     batch = np.zeros((shape.batch, network.in_channels, shape.tile_y, shape.tile_x), np.float32)
-    opened = open_engine(ready.artifact, device=device, engine=engine, threads=threads)
+    opened = open_engine(ready.artifact, device=device, engine=engine, threads=threads, batch_shape=shape.batch_shape)
     try:
         for _ in range(2):  # onnxruntime plans its memory after the first run, so the second still allocates
             opened.infer(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from unet_deploy.cli._report import (
 )
 
 if TYPE_CHECKING:
+    from unet_deploy.runtime.engines.memory import Rung
     from unet_deploy.runtime.pipeline import SegmentationResult
     from unet_deploy.runtime.statistics import VolumeStatistics
 
@@ -52,6 +54,7 @@ def segment(
     no_space_check: Annotated[
         bool, typer.Option("--no-space-check", help="Start even if the uncompressed result would not fit.")
     ] = False,
+    trust_engine: flags.TrustEngineOption = False,
     as_json: flags.JsonOption = False,
 ) -> None:
     """Segment a Zarr volume into an OME-Zarr of labels and probabilities.
@@ -64,7 +67,7 @@ def segment(
     with show_progress() as progress:
         result = pipeline.segment(
             volume,
-            model=flags.load_model(model),
+            model=flags.load_model(model, trust_engine=trust_engine),
             output=output,
             overwrite=overwrite,
             write=write or KINDS,
@@ -101,6 +104,7 @@ def result_to_object(result: SegmentationResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "engine": result.engine.to_object(),
+        "out_of_memory": [rung.to_object() for rung in result.rungs],
         "plan": result.plan.to_object(),
     }
 
@@ -126,9 +130,16 @@ def show_result(result: SegmentationResult) -> None:
         ("tiles", f"{plan.n_tiles} of {plan.tile_y} × {plan.tile_x} px in {plan.n_blocks} blocks"),
         *([("tta", f"each the mean of {plan.passes} turned and mirrored forms")] if plan.tta else []),
         *describe_engine(result.engine),
+        *([("smaller", _describe_rungs(result.rungs))] if result.rungs else []),
         ("memory", format_bytes(peak) if peak is not None else "not measured on this system"),
     ]
     show_rows(rows)
+
+
+def _describe_rungs(rungs: Sequence[Rung]) -> str:
+    """Return what was done when memory ran out, in words."""
+    tried = ", then with ".join(rung.words for rung in rungs[:-1])
+    return f"memory ran out with {tried}; went on with {rungs[-1].words}, which gives the same result"
 
 
 def _describe_statistics(statistics: VolumeStatistics) -> str:

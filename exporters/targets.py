@@ -1,0 +1,131 @@
+"""What can be exported: targets, the files they are, and what is asked of a request before any work.
+
+A target with a precision is one product. ``openvino`` is the file of ``onnx``, proved through that engine too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from unet_deploy.card import Precision
+from unet_deploy.errors import OutputExistsError, OutputPathError, UnknownNameError, UsageError
+from unet_deploy.runtime._private_files import require_private_folder
+from unet_deploy.runtime.engine_plan import Flag, Flavour, sidecar_path
+
+Target = Literal["onnx", "tensorrt", "tensorrt-rtx", "openvino", "bioimageio"]
+Wanted = tuple[Target, Precision]
+
+SUFFIXES: dict[Target, str] = {
+    "onnx": ".onnx",
+    "openvino": ".onnx",
+    "tensorrt": ".tensorrt.engine",
+    "tensorrt-rtx": ".tensorrt-rtx.engine",
+    "bioimageio": ".bioimageio.zip",
+}
+FLAVOURS: dict[Target, Flavour] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
+_WHAT: dict[Target, str] = {"tensorrt": "the plan", "tensorrt-rtx": "the plan", "bioimageio": "the package"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """How engine plans are built: TensorRT's flags, the most tiles a batch will have, where the user's key is."""
+
+    flags: Mapping[str, Flag] = field(default_factory=dict)
+    batch: int = 1
+    key_folder: Path | None = None
+
+
+def parse_targets(names: Sequence[str]) -> tuple[Target, ...]:
+    """Return each target once, in the order given.
+
+    Raises
+    ------
+    UnknownNameError
+        If one is no target.
+    """
+    known: dict[str, Target] = {name: name for name in get_args(Target)}
+    for name in names:
+        if name not in known:
+            raise UnknownNameError.of_unknown_name("target", name, known)
+    return tuple(dict.fromkeys(known[name] for name in names))
+
+
+def choose_outputs(targets: Iterable[Target], precisions: Sequence[Precision], output: Path) -> dict[Wanted, Path]:
+    """Return the file of each product: of one, just the output that was named; of several, names made of it.
+
+    >>> outputs = choose_outputs(("onnx", "tensorrt-rtx"), ("fp32", "int8"), Path("a.onnx"))
+    >>> [path.name for path in outputs.values()]
+    ['a.onnx', 'a.int8.onnx', 'a.tensorrt-rtx.engine', 'a.int8.tensorrt-rtx.engine']
+    >>> choose_outputs(("bioimageio",), ("fp16",), Path("a.zip")).popitem()[1].name
+    'a.zip'
+    """
+    wanted: list[Wanted] = [(target, precision) for target in targets for precision in precisions]
+    if len(wanted) == 1 and output.suffix == Path(SUFFIXES[wanted[0][0]]).suffix:
+        return {wanted[0]: output}
+    if len(wanted) == 1 and wanted[0][0] in ("onnx", "openvino") and output.suffix not in (".engine", ".zip"):
+        return {wanted[0]: output}
+    stem = output.name.removesuffix(".onnx").removesuffix(".engine").removesuffix(".zip")
+    return {
+        (target, precision): output.with_name(
+            f"{stem}{'' if precision == 'fp32' else f'.{precision}'}{SUFFIXES[target]}"
+        )
+        for target, precision in wanted
+    }
+
+
+def require_calibration(precisions: Iterable[Precision], calibrate: Path | None) -> None:
+    """Refuse int8 without data, and data that nothing needs.
+
+    Raises
+    ------
+    UsageError
+        If so.
+    """
+    names = set(precisions)
+    if "int8" in names and calibrate is None:
+        raise UsageError(
+            "int8 needs data to calibrate on, and none were given",
+            "the range of every layer's values is measured on tiles of data like those that will be segmented",
+            fix="--calibrate VOLUME.zarr, or a folder of PNG or TIFF images",
+        )
+    if calibrate is not None and names <= {"fp32"}:
+        raise UsageError(
+            f"--calibrate {calibrate} came, and fp32 needs no calibration",
+            "nothing was exported",
+            fix="leave it out, or add --precision int8",
+        )
+
+
+def require_place(target: Target, output: Path, *, overwrite: bool) -> None:
+    """Refuse a place where the product cannot be written, or where it would never be loaded from.
+
+    Raises
+    ------
+    OutputPathError, OutputExistsError
+        If the folder does not exist, or something is in the way.
+    UnsafeModelError
+        If it is a plan, and others could replace it there.
+    """
+    suffix = Path(SUFFIXES[target]).suffix
+    if not output.parent.is_dir():
+        raise OutputPathError(
+            f"the folder of {output} does not exist",
+            f"{_WHAT.get(target, 'the ONNX file')} was to be written there",
+            fix="create it, or choose --output",
+        )
+    for path in (output, sidecar_path(output)) if target in FLAVOURS else (output,):
+        if path.is_dir():
+            raise OutputPathError(
+                f"{path} is a folder",
+                "a file was to be written there",
+                fix=f"--output {path / f'model{suffix}'}",
+            )
+        if path.exists() and not overwrite:
+            raise OutputExistsError(
+                f"{path} exists", "nothing was written", fix="choose another --output, or --overwrite"
+            )
+    if target in FLAVOURS:
+        require_private_folder(output.parent, fix="choose --output in a folder of your own: a plan is native code")
