@@ -202,7 +202,12 @@ def another_value_range(folder: Path) -> tuple[str, ...]:
 # ---- flags
 
 
-@bad("tile-not-legal", "tile side 250 on axis y is not 4·k with at least 44", "nearest legal sides: 248, 252", fix="--tile 252")
+@bad(
+    "tile-not-legal",
+    "tile side 250 on axis y is not 4·k with at least 44",
+    "nearest legal sides: 248, 252",
+    fix="--tile 252",
+)
 def an_illegal_tile(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--tile", "250"
 

@@ -89,7 +89,7 @@ def test_inline_flags_exist() -> None:
         flag for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", README)) for flag in re.findall(r"--[a-z-]+", code)
     }
     known = frozenset[str]().union(
-        *(flags_of(verb) for verb in ("train", "export", "segment", "plan", "evaluate", "inspect", "demo"))
+        *(flags_of(verb) for verb in ("train", "export", "adopt", "segment", "plan", "evaluate", "inspect", "demo"))
     )
     assert named
     assert sorted(named - known) == []
