@@ -33,7 +33,7 @@ from unet_deploy.exporters.foreign_reach import SIDES, Reach, find_cost, find_re
 from unet_deploy.exporters.foreign_session import evaluate
 from unet_deploy.exporters.foreign_write import infer_shapes, write_graph
 from unet_deploy.exporters.graph import stamp_card
-from unet_deploy.exporters.targets import require_place
+from unet_deploy.exporters.targets import require_place, write_whole
 from unet_deploy.runtime.artifact import Artifact, hash_graph, read_artifact
 from unet_deploy.runtime.engines import open_engine
 from unet_deploy.runtime.engines.base import EngineDescription
@@ -98,7 +98,9 @@ def adopt_model(
     ConfigurationError, UnknownNameError
         If the settings cannot be meant, or do not fit the network.
     OutputExistsError, OutputPathError
-        If the output exists, or its folder does not.
+        If the output exists or is the source, or its folder does not exist or cannot be written to.
+    NoSpaceError
+        If the disk is full.
     ModelNotFoundError, NotAnArtifactError, UnsafeModelError
         If the file is not there, no ONNX, or holds what no segmentation network needs.
     AdoptionError
@@ -109,7 +111,7 @@ def adopt_model(
         If onnxruntime is not installed.
     """
     source, output = Path(source), Path(output)
-    require_place("onnx", output, overwrite=overwrite)
+    require_place("onnx", output, source=source, overwrite=overwrite)
     foreign, settings = _load(source, settings, logits=logits, progress=progress)
     artifact, reach, notes = _rewrite(foreign, settings, stem=source.stem, target=str(output), progress=progress)
     progress("reading it back and replaying the test tensor")
@@ -123,7 +125,7 @@ def adopt_model(
                 f"context {reach.context} px and divisor {reach.divisor}, by its graph",
                 fix="report this with the file: its graph was read wrongly",
             )
-        _write(output, artifact.data)
+        write_whole(output, artifact.data)
         return AdoptionReport(
             path=output,
             artifact=artifact,
@@ -153,15 +155,6 @@ def _load(
     foreign = read_foreign(package.data, source=package.source, output=logits)
     is_sigmoid = foreign.is_sigmoid or package.is_sigmoid
     return replace(foreign, is_sigmoid=is_sigmoid, notes=foreign.notes + package.notes), settings
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _rewrite(

@@ -22,6 +22,9 @@ FULL_RANGES: dict[str, tuple[float, float]] = {
     "int16": (-32768.0, 32767.0),
 }
 
+SMALLEST_STD, LARGEST_STD = 1e-30, 1e30
+"""Networks compute in float32: beyond these a normalised value is 0 or infinite."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptionSettings:
@@ -111,8 +114,8 @@ def _constant_problems(settings: AdoptionSettings) -> list[str]:
         problems.append(f"normalisation: only the {came} came, mean and std were expected")
     if not all(map(math.isfinite, settings.mean)):
         problems.append(f"mean: {_words(settings.mean)} came, numbers were expected")
-    if not all(math.isfinite(n) and n > 0 for n in settings.std):
-        problems.append(f"std: {_words(settings.std)} came, numbers above 0 were expected")
+    if not all(SMALLEST_STD <= n <= LARGEST_STD for n in settings.std):
+        problems.append(f"std: {_words(settings.std)} came, numbers above 0 that float32 holds were expected")
     low, high = settings.value_range or FULL_RANGES.get(settings.dtype or DEFAULT_DTYPE, (-math.inf, math.inf))
     strange = tuple(n for n in settings.mean if low < high and not low <= n <= high and math.isfinite(n))
     if strange and settings.percentiles is None:

@@ -27,8 +27,9 @@ import numpy.typing as npt
 import onnx
 
 from unet_deploy.card import JsonObject, ModelCard, Network, Precision
-from unet_deploy.errors import OutputExistsError, OutputPathError, UsageError
+from unet_deploy.errors import UsageError
 from unet_deploy.exporters._bioimageio_text import list_citations, spdx_identifier, stated, write_readme, write_yaml
+from unet_deploy.exporters.targets import require_place, write_whole
 from unet_deploy.percentiles import percentile_range, rank_of
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines import open_engine
@@ -75,7 +76,9 @@ def write_package(
     Raises
     ------
     OutputExistsError, OutputPathError
-        If something is there, or its folder does not exist.
+        If something is there, or its folder does not exist or cannot be written to.
+    NoSpaceError
+        If the disk is full.
     UsageError
         If the artifact is int8, or its percentiles cannot be said in the format.
     MissingDependencyError
@@ -84,7 +87,7 @@ def write_package(
         If the engine does not run the artifact, or not as its parent ran.
     """
     path = Path(path)
-    _require_place(path, overwrite=overwrite)
+    require_place("bioimageio", path, overwrite=overwrite)
     files = package_files(artifact, authors=authors)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -92,12 +95,7 @@ def write_package(
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system, entry.external_attr = 3, 0o644 << 16  # as on Unix, wherever it is written
             archive.writestr(entry, data)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(buffer.getbuffer())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, buffer.getbuffer())
     return path
 
 
@@ -267,21 +265,6 @@ def _preprocessing(card: ModelCard, dtype: str) -> list[JsonObject]:
         offset = [-m / s for m, s in zip(mean, std, strict=True)]
         steps.append({"id": "scale_linear", "kwargs": {"axis": "channel", "gain": gain, "offset": offset}})
     return [*steps, {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}]
-
-
-def _require_place(path: Path, *, overwrite: bool) -> None:
-    if not path.parent.is_dir():
-        raise OutputPathError(
-            f"the folder of {path} does not exist",
-            "the bioimage.io package was to be written there",
-            fix="create it, or choose --output",
-        )
-    if path.is_dir():
-        raise OutputPathError(
-            f"{path} is a folder", "a zip file was to be written there", fix=f"--output {path / 'model.zip'}"
-        )
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists", "nothing was written", fix="choose another --output, or --overwrite")
 
 
 def _clip_to_percentiles(channel: Pixels, card: ModelCard) -> Pixels:

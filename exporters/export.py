@@ -18,11 +18,20 @@ from unet_deploy.exporters.bioimageio import require_packageable, write_package
 from unet_deploy.exporters.calibration import CalibrationSource, Tiles, draw_sample, read_tiles
 from unet_deploy.exporters.parity import ParityRow
 from unet_deploy.exporters.products import ENGINE, Product, Progress, Proof, derive, make_parent
-from unet_deploy.exporters.targets import FLAVOURS, PlanOptions, Target, Wanted, require_calibration, require_place
+from unet_deploy.exporters.targets import (
+    FLAVOURS,
+    PlanOptions,
+    Target,
+    Wanted,
+    require_calibration,
+    require_place,
+    write_whole,
+)
 from unet_deploy.exporters.tensorrt import PlanProduct, find_device, make_int8_graph, make_plan
 from unet_deploy.runtime.engine_plan import PlanManifest, write_engine_plan
 from unet_deploy.runtime.engines.base import EngineDescription
 from unet_deploy.runtime.engines.tensorrt_build import require_flags
+from unet_deploy.runtime.output import full_disk_named
 from unet_deploy.training.checkpoint import load_checkpoint
 from unet_deploy.training.network import UNet
 
@@ -126,7 +135,9 @@ def export_targets(
         If int8 is asked for without data to calibrate on, or data are given that nothing needs; if a product cannot
         hold what the network is.
     OutputExistsError, OutputPathError
-        If an output exists, or its folder does not.
+        If an output exists, its folder does not or cannot be written to, or it is the checkpoint itself.
+    NoSpaceError
+        If the disk is full; what was written before is whole.
     UnsafeModelError
         If a plan is to be written where others could replace it.
     CheckpointError, ModelNotFoundError
@@ -145,7 +156,7 @@ def export_targets(
     precisions = tuple(dict.fromkeys(precision for _, precision in wanted))
     require_calibration(precisions, None if calibrate is None else calibrate.path)
     for (target, _), path in wanted.items():
-        require_place(target, path, overwrite=overwrite)
+        require_place(target, path, source=Path(checkpoint), overwrite=overwrite)
         if target in FLAVOURS:  # before minutes of work, not after
             require_flags(FLAVOURS[target], options.flags)
     progress("loading the checkpoint")
@@ -222,20 +233,12 @@ def _write(wanted: Mapping[Wanted, Path], products: _Products, options: PlanOpti
     for (target, precision), path in wanted.items():
         if target in FLAVOURS:
             plan = products.plans[target, precision].plan
-            write_engine_plan(path, plan, overwrite=overwrite, key_folder=options.key_folder)
+            with full_disk_named(f"while writing {path}"):
+                write_engine_plan(path, plan, overwrite=overwrite, key_folder=options.key_folder)
         elif target == "bioimageio":
             write_package(products.artifacts[precision].artifact, path, overwrite=overwrite)
         else:
-            _write_file(path, products.artifacts[precision].artifact.data)
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+            write_whole(path, products.artifacts[precision].artifact.data)
 
 
 def _report(key: Wanted, path: Path, products: _Products, n_weights: int) -> ExportReport:

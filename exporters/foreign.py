@@ -100,7 +100,7 @@ def read_foreign(data: bytes, *, source: str, output: str | None = None) -> Fore
         raise AdoptionError(
             f"{source} has a model card of ours already",
             "there is nothing to adopt",
-            fix=f"use it as it is: unet-deploy segment VOLUME.zarr --model {source}",
+            fix="use it as it is, unpacked if it is in a package: unet-deploy segment VOLUME.zarr --model FILE",
         )
     _require_plain(model, source)
     _require_valid(model, source)

@@ -1,9 +1,14 @@
-"""The files of a bioimage.io package, in a folder or a zip: read by plain name and bounded in size, never unpacked."""
+"""The files of a bioimage.io package, in a folder or a zip: read by plain name and bounded in size, never unpacked.
+
+Of a zip no more is inflated than it declares, and it may not declare much more than it has. A description is YAML,
+whose aliases let a few lines stand for any number of values: they are counted before anyone prints a part of them.
+"""
 
 from __future__ import annotations
 
 import importlib
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +17,12 @@ from unet_deploy.errors import AdoptionError, MissingDependencyError, ModelNotFo
 
 DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml", "model.yaml")
 FORMATS = ("0.4", "0.5")
+FREE_BYTES, MOST_INFLATION = 64 * 2**20, 20
+"""A file in a zip may inflate beyond `FREE_BYTES` only if that is at most so many times what it takes there."""
+MAX_VALUES, MAX_DEPTH, MAX_INTEGER = 100_000, 50, 2**63
+"""Of a description; one of the bioimage.io collection has a few hundred values."""
+MAX_NAME = 255
+"""Characters of a part of a path; more is an error of most file systems."""
 
 
 def open_files(path: Path) -> tuple[Callable[[str, int], bytes], str]:
@@ -22,9 +33,9 @@ def open_files(path: Path) -> tuple[Callable[[str, int], bytes], str]:
     ModelNotFoundError
         If the package, or a file that is asked for, is not there.
     UnsafeModelError
-        If a file is larger than it may be, or outside of the package.
+        If a file is larger than it may be, inflates beyond reason, or lies outside of the package.
     AdoptionError
-        If the zip is damaged.
+        If the zip is damaged, or compressed otherwise than bioimage.io does.
     """
     if not path.exists():
         raise ModelNotFoundError(
@@ -65,13 +76,14 @@ def _open_zip(path: Path) -> tuple[Callable[[str, int], bytes], str]:
             raise _missing(name, path)
         try:
             with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-                _require_size(archive.getinfo(name).file_size, limit, name, path)
-                data = file.read(limit + 1)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:  # RuntimeError: encrypted
+                entry = archive.getinfo(name)
+                _require_size(entry.file_size, limit, name, path)
+                _require_inflation(entry, path)
+                data = file.read(entry.file_size)
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
             raise AdoptionError(
                 f"{name} of {path} cannot be unpacked", str(error) or type(error).__name__, fix="download it again"
             ) from error
-        _require_size(len(data), limit, name, path)
         return data
 
     found = [name for name in DESCRIPTIONS if name in names]
@@ -82,7 +94,8 @@ def _open_zip(path: Path) -> tuple[Callable[[str, int], bytes], str]:
 
 def _plain(name: str, source: str) -> str:
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
+    is_long = max(map(len, pure.parts), default=0) > MAX_NAME
+    if is_long or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name:
         raise _outside(name, source)
     return name
 
@@ -110,6 +123,22 @@ def _require_size(size: int, limit: int, name: str, path: Path) -> None:
         )
 
 
+def _require_inflation(entry: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse what fills the memory from a small file; Python bounds what deflate gives, of other methods nothing."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise AdoptionError(
+            f"{entry.filename} of {path} is compressed by method {entry.compress_type}",
+            "stored or deflated was expected, as bioimage.io has it",
+            fix="unpack the package, and adopt the folder",
+        )
+    if entry.file_size > max(FREE_BYTES, MOST_INFLATION * entry.compress_size):
+        raise UnsafeModelError(
+            f"{entry.filename} of {path} declares {entry.file_size} bytes in {entry.compress_size}",
+            f"weights do not shrink {MOST_INFLATION}-fold: this would fill the memory",
+            fix="download the package again, and do not trust this one",
+        )
+
+
 def parse_description(text: bytes, source: str) -> dict[str, Any]:
     """Return a description of a model as plain values.
 
@@ -117,6 +146,8 @@ def parse_description(text: bytes, source: str) -> dict[str, Any]:
     ------
     AdoptionError
         If it is no YAML, no model, or of a format that is not known here.
+    UnsafeModelError
+        If it holds more than any description.
     MissingDependencyError
         If PyYAML is not installed.
     """
@@ -136,6 +167,7 @@ def parse_description(text: bytes, source: str) -> dict[str, Any]:
         raise AdoptionError(
             f"{source} is no YAML", next(iter(str(error).splitlines()), type(error).__name__), fix="download it again"
         ) from error
+    _require_bounded(data, source)
     described = data if isinstance(data, dict) else {}
     version = str(described.get("format_version"))
     if described.get("type") != "model" or ".".join(version.split(".")[:2]) not in FORMATS:
@@ -145,3 +177,22 @@ def parse_description(text: bytes, source: str) -> dict[str, Any]:
             fix="update it with bioimageio.core, or adopt its ONNX file by itself",
         )
     return described
+
+
+def _require_bounded(data: Any, source: str) -> None:
+    """Refuse values that are many or deep once aliases are followed, or integers that no float holds."""
+    left: list[tuple[Any, int]] = [(data, 0)]
+    count = 0
+    while left:
+        value, depth = left.pop()
+        count += 1
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        is_large = isinstance(value, int) and abs(value) > MAX_INTEGER
+        if count > MAX_VALUES or depth > MAX_DEPTH or is_large:
+            raise UnsafeModelError(
+                f"{source} holds more than a description of a model",
+                f"at most {MAX_VALUES} values, {MAX_DEPTH} deep, and integers of 64 bits were expected",
+                fix="download the package again, and do not trust this one",
+            )
+        if isinstance(parts, list | tuple | set):
+            left += [(part, depth + 1) for part in parts]

@@ -25,7 +25,7 @@ from unet_deploy.runtime.artifact import MAX_FILE_BYTES
 SUFFIXES = (".zip", ".yaml", ".yml")
 MAX_DESCRIPTION_BYTES = 2**20
 KEPT = ("ensure_dtype",)
-"""Steps that change nothing: we compute in float32 as it is."""
+"""Steps that change nothing, unless values are cut to integers midway: we compute in float32 as it is."""
 PROBABILITIES = ("sigmoid", "softmax", *KEPT)
 NANOMETRES = {"nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "angstrom": 0.1, "picometer": 1e-3}
 
@@ -114,7 +114,7 @@ def open_package(path: Path) -> Package:
         notes += ("the package does not say which grey values its images have: uint8, unless --dtype says another",)
     settings = AdoptionSettings(
         dtype=dtype,
-        value_range=_value_range(given),
+        value_range=None if dtype is None else _value_range(given),
         mean=tuple(0 - o / g for g, o in zip(scaling.gain, scaling.offset, strict=True)),
         std=tuple(1 / g for g in scaling.gain),
         percentiles=scaling.percentiles,
@@ -199,8 +199,11 @@ def _channel_count(tensor: dict[str, Any]) -> int:
 
 
 def _dtype(tensor: dict[str, Any]) -> str | None:
+    """Return the images' data type; floats alone say nothing, since tensors are called so whatever is in them."""
     data = tensor.get("data")
     name = tensor.get("data_type") or _object(data[0] if isinstance(data, list) and data else data).get("type")
+    if name in ("float16", "float32", "float64") and _value_range(tensor) is not None:
+        return "float32"
     return name if name in ("uint8", "uint16", "int16") else None
 
 
@@ -240,9 +243,10 @@ def _read_steps(tensor: dict[str, Any], channels: int, source: str) -> tuple[_Sc
     """Return the steps before the network as one linear scaling, and what must be said of it."""
     scaling = _Scaling(gain=[1.0] * channels, offset=[0.0] * channels)
     notes: list[str] = []
-    for position, (name, options) in enumerate(_steps(tensor, "preprocessing")):
+    is_first = True
+    for name, options in _steps(tensor, "preprocessing"):
         mode = options.get("mode", "fixed" if name.startswith("fixed") else "per_sample")
-        if name in KEPT:
+        if name in KEPT and (is_first or str(options.get("dtype", "float32")).startswith("float")):
             continue
         if name == "fixed_zero_mean_unit_variance" or (name == "zero_mean_unit_variance" and mode == "fixed"):
             mean, std = _numbers(options, "mean", channels, source), _numbers(options, "std", channels, source)
@@ -250,7 +254,7 @@ def _read_steps(tensor: dict[str, Any], channels: int, source: str) -> tuple[_Sc
         elif name == "scale_linear":
             gain = _numbers({"gain": 1.0, **options}, "gain", channels, source)
             scaling.then(gain, _numbers({"offset": 0.0, **options}, "offset", channels, source))
-        elif name == "scale_range" and position == 0 and _is_by_channel(options, channels):
+        elif name == "scale_range" and is_first and _is_by_channel(options, channels):
             (low,) = _numbers({"min_percentile": 0.0, **options}, "min_percentile", 1, source)
             (high,) = _numbers({"max_percentile": 100.0, **options}, "max_percentile", 1, source)
             scaling.percentiles = low, high
@@ -262,6 +266,7 @@ def _read_steps(tensor: dict[str, Any], channels: int, source: str) -> tuple[_Sc
                 "possible: fixed_zero_mean_unit_variance, scale_linear, and first of all scale_range by channel",
                 fix="adopt its ONNX file by itself, with --mean and --std of the images it was trained on",
             )
+        is_first = False
     if any(g == 0 or not math.isfinite(g) for g in scaling.gain):
         raise ConfigurationError(
             f"{source} scales its input by {scaling.gain}",

@@ -83,7 +83,7 @@ def load_artifact(path: str | Path) -> Artifact:
     ModelNotFoundError
         If there is no file, and no such network.
     NotAnArtifactError
-        If it is no ONNX, is damaged, or was not written by ``unet-deploy export``.
+        If it is no ONNX, is damaged, or was not written by ``unet-deploy export`` or ``adopt``.
     UnsafeModelError
         If it holds more than a segmentation network needs.
     CardError
@@ -98,6 +98,12 @@ def load_artifact(path: str | Path) -> Artifact:
             f"no model file at {path}",
             "an ONNX file written by `unet-deploy export` was expected",
             fix="check the path, or export one: unet-deploy export model.pt",
+        )
+    if path.suffix == ".engine":
+        raise NotAnArtifactError(
+            f"{path} is an engine plan, an ONNX file was expected",
+            "a plan is run by `unet-deploy segment`, and shown by `unet-deploy inspect`",
+            fix="give the ONNX file that it was built from",
         )
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
@@ -152,7 +158,7 @@ def read_artifact(data: bytes, *, source: str) -> Artifact:
             f"{source} is an ONNX file, but none of ours: it has no model card",
             f"metadata {METADATA_KEY!r} was expected, found: {found}; produced by {model.producer_name or 'unknown'!r}",
             "without a card its normalisation, classes and context would be guesses",
-            fix="export from a checkpoint trained here: unet-deploy export model.pt",
+            fix="unet-deploy export model.pt, if it was trained here; another program's: unet-deploy adopt",
         )
     text = texts[METADATA_KEY]
     if not isinstance(text, str) or texts.get(CARD_HASH_KEY) != hash_card(text):
@@ -191,9 +197,11 @@ def parse_model(data: bytes, source: str) -> Any:
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
+        is_zip = data[:4] == b"PK\3\4"
         raise NotAnArtifactError(
             f"{source} is not an ONNX file, or is damaged",
             f"{len(data)} bytes came, which do not parse: {error}",
+            *(["it is a zip file, as bioimage.io packages are: `unet-deploy adopt` reads those"] if is_zip else []),
             fix="copy or export the file again; a truncated copy looks like this",
         ) from error
     if not model.graph.node or not model.opset_import:

@@ -93,7 +93,7 @@ def full_disk_named(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise NoSpaceError(
             f"the disk is full: {error.strerror}", where, fix="free space, then run again with --overwrite"

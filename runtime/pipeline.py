@@ -26,8 +26,9 @@ from unet_deploy.card import ModelCard
 from unet_deploy.errors import PartialResultError
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines import EngineDescription, candidates
-from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, settle_engine
+from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, get_engine, settle_engine
 from unet_deploy.runtime.engines.memory import Rung
+from unet_deploy.runtime.engines.runner import choose_runner
 from unet_deploy.runtime.execute import BlockReport, Job, ProgressCallback, run_blocks, run_pyramid
 from unet_deploy.runtime.layout import KINDS, LABELS_NAME, OutputSpec, require_kinds
 from unet_deploy.runtime.normalise import choose_normaliser
@@ -118,8 +119,8 @@ def segment(
         where none can be used.
     engine
         ``onnxruntime-cpu``, ``openvino``, ``onnxruntime-cuda``, ``tensorrt`` or ``tensorrt-rtx``, to insist on one;
-        None takes the device's first, by measured speed, that is installed and passes the model's test tensor, here and
-        on every worker. The result's `engine` says why.
+        None takes the device's first that is installed and passes the model's test tensor, here and on every worker;
+        on a CPU by measured speed. The result's `engine` says why.
     threads
         CPU threads within one operator; 0 leaves it to the engine.
     tile
@@ -195,9 +196,11 @@ def segment(
             checked = time.perf_counter()
             ready, statistics = _measure(ready, client, progress=progress)
             measured = time.perf_counter()
+            assert ready.normaliser is not None
+            # What an engine computes from raw pixels is proved here, before anything is written.
+            choose_runner(get_engine(request), ready.normaliser, dtype=ready.volume.info.dtype, kinds=kinds)
             provenance = _provenance(ready, description, spec, input_range=input_range, statistics=statistics)
             create_output(spec, overwrite=overwrite, provenance=provenance)
-            assert ready.normaliser is not None
             job = Job(
                 plan=ready.plan,
                 volume=ready.volume,

@@ -61,7 +61,7 @@ def settle_engine_name(artifact: Artifact, engine: str | None, batch_shape: Shap
     UsageError
         If another engine was asked for than the plan is for.
     ConfigurationError
-        If the plan does not take the batches that will come.
+        If the plan does not take the batches that will come, or begins at raw pixels, as some in the cache do.
     """
     if not isinstance(artifact, PlannedArtifact):
         return engine
@@ -71,6 +71,12 @@ def settle_engine_name(artifact: Artifact, engine: str | None, batch_shape: Shap
             f"engine {engine} was asked for, and {artifact.source} is a plan of {manifest.flavour}",
             "a plan runs on the engine that built it",
             fix=f"leave --engine out, or give --model the ONNX file that {engine} runs",
+        )
+    if manifest.form is not None:
+        raise ConfigurationError(
+            f"{artifact.source} begins at raw pixels, and gives no logits",
+            "the model's test tensor is replayed on its logits; a plan that gives them is expected",
+            fix=f"unet-deploy export model.pt --target {manifest.flavour}, or give --model the ONNX file",
         )
     if batch_shape is not None and not any(profile.holds(batch_shape) for profile in manifest.profiles):
         raise ConfigurationError(

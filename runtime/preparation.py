@@ -17,7 +17,7 @@ from unet_deploy.runtime.layout import Kind, OutputSpec
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
 from unet_deploy.runtime.output import find_store
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, SegmentationPlan, plan_segmentation
-from unet_deploy.runtime.planned import PlannedArtifact, load_model
+from unet_deploy.runtime.planned import PlannedArtifact, load_model, settle_engine_name
 from unet_deploy.runtime.statistics import bytes_to_measure
 from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
 
@@ -74,6 +74,9 @@ def prepare(
         ),
         tile=tile,
     )
+    if tta:  # half of the copies of a tile are turned; an engine plan may be for upright ones only
+        n, c, y, x = plan.batch_shape
+        settle_engine_name(artifact, None, (n, c, x, y))
     return Preparation(volume=opened, artifact=artifact, channels=chosen, normaliser=normaliser, plan=plan)
 
 

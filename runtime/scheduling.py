@@ -55,8 +55,6 @@ def connect(scheduler: Any | None) -> Iterator[Any]:
     SchedulerError
         If nothing answers at the address, or no worker is there.
     """
-    from distributed import Client
-
     if scheduler is not None and not isinstance(scheduler, str):
         yield scheduler
         return
@@ -65,8 +63,8 @@ def connect(scheduler: Any | None) -> Iterator[Any]:
             yield client
         return
     try:
-        client = Client(scheduler, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:  # TimeoutError is an OSError
+        client = _client_at(scheduler)
+    except Exception as error:  # of a wrong address it may be OSError, ValueError or TypeError
         raise SchedulerError(
             f"no Dask scheduler answers at {scheduler}",
             f"{type(error).__name__}: {error}",
@@ -79,6 +77,23 @@ def connect(scheduler: Any | None) -> Iterator[Any]:
                 fix=f"start one where the volume can be read: dask worker {scheduler} --nthreads 2",
             )
         yield client
+
+
+def _client_at(address: str) -> Any:
+    """Return a client of the scheduler at an address; one that cannot be started is closed.
+
+    Left to its finaliser, it would take a lock of distributed's, wherever the garbage collector happens to come by: in
+    the start of another client, which holds that lock, the two would wait for each other for ever.
+    """
+    from distributed import Client
+
+    client = Client.__new__(Client)
+    try:
+        Client.__init__(client, address, timeout=10, set_as_default=False)
+    except BaseException:
+        client.close()
+        raise
+    return client
 
 
 @contextmanager

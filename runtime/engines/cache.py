@@ -84,7 +84,8 @@ def get_engine(request: EngineRequest) -> TileEngine:
 def settle_engine(request: EngineRequest) -> tuple[EngineRequest, EngineDescription]:
     """Open this process's engine; return the request with that engine's name, for workers, and its description."""
     description = get_engine(request).describe()
-    return _CACHE.settle(request), description
+    name = request.engine if request.factory is not None else description.engine
+    return replace(request, engine=name), description
 
 
 def drop_engine(request: EngineRequest) -> None:

@@ -1,4 +1,4 @@
-"""Which engine runs a network: asked for by name, or the first of a measured order that works.
+"""Which engine runs a network: asked for by name, or the first of an order that works.
 
 1. `ENGINES` says which exist and what each runs on; `CUDA_ORDER` and `CPU_ORDERS` which to try first, and why. A GPU
    comes before the CPU.
@@ -225,8 +225,9 @@ def open_engine(
         auto, cpu, cuda or cuda:i. What is asked for by name is used, or is an error. ``auto`` is the first GPU, or the
         CPU where there is none that can be used.
     engine
-        An engine's name, to insist on it; None takes the first of the device's engines, by measured speed, that is
-        installed, opens the model and passes the test tensor. ``describe().choice`` says what was found about each.
+        An engine's name, to insist on it; None takes the first of the device's engines, in the order of `CUDA_ORDER`
+        or `CPU_ORDERS`, that is installed, opens the model and passes the test tensor. ``describe().choice`` says what
+        was found about each.
     threads
         Threads within one operator on the CPU; 0 leaves it to the engine.
     batch_shape

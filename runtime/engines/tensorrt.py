@@ -92,6 +92,7 @@ class TensorrtEngine:
         self._version = ""
         self._form: ByteForm | None = None
         self._loaded: tuple[ByteForm | None, Pipeline] | None = None
+        self._unload: Callable[[], object] = lambda: None
 
     def open(self) -> None:
         """Get the plan and load it."""
@@ -136,9 +137,8 @@ class TensorrtEngine:
 
     def close(self) -> None:
         """Wait for what is on its way, and free everything; may be called twice."""
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None:
-            loaded[1].close()
+        self._loaded = None
+        self._unload()
         self._cuda = None
 
     def describe(self) -> EngineDescription:
@@ -158,9 +158,8 @@ class TensorrtEngine:
         assert self._cuda is not None, "the engine is not open"
         if self._loaded is not None and self._loaded[0] == form:
             return self._loaded[1]
-        if self._loaded is not None:  # before the plan is asked for: a build needs memory, too
-            self._loaded[1].close()
-            self._loaded = None
+        self._loaded = None
+        self._unload()  # before the plan is asked for: a build needs memory, too
         self._cuda.enter()
         plan = self._get_plan(
             self._artifact,
@@ -171,7 +170,7 @@ class TensorrtEngine:
         )
         network = LoadedNetwork(self._trt, self._cuda, plan, use_graphs=self._use_graphs)
         pipeline = Pipeline(self._cuda, network, n_slots=self._n_slots, use_graphs=self._use_graphs)
-        weakref.finalize(self, pipeline.close)  # an engine that is let go of gives its memory back, too
+        self._unload = weakref.finalize(self, pipeline.close)  # who lets go of an engine gets the memory back, too
         self._loaded = form, pipeline
         return pipeline
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from unet_deploy.errors import ModelError
+from unet_deploy.errors import DeviceError, ModelError
 from unet_deploy.runtime._private_files import read_private, user_data_folder, write_private
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engine_plan import (
@@ -91,7 +91,7 @@ def get_plan(
     Raises
     ------
     MissingDependencyError, DeviceError, NotAnArtifactError, UsageError
-        As of `tensorrt_build.build_plan`.
+        As of `tensorrt_build.build_plan`; DeviceError also if nothing can be kept in the folder.
     UnsafeModelError
         If the user's key could be another's.
     """
@@ -109,7 +109,7 @@ def get_plan(
         "form": None if form is None else [form.dtype, *form.kinds],
     }
     where = _describe(version, device)
-    cache = _Cache(folder or user_data_folder() / "plans", key_folder=folder or user_data_folder())
+    cache = _open_cache(folder)
     capability = None if device is None else device.compute_capability
     entry = f"{_hash(asked)}-{_hash([where, capability])}"
     found = cache.load(entry)
@@ -144,10 +144,26 @@ def get_plan(
         form=form,
     )
     say(f"built in {built.seconds:.1f} s, {len(built.data) / 1e6:.1f} MB")
-    if built.timing_cache:
-        write_private(timing, built.timing_cache)
     plan = EnginePlan(data=built.data, manifest=manifest, card=artifact.card, source=str(cache.folder / entry))
-    return cache.put(entry, plan, replaces=stale)
+    try:
+        if built.timing_cache:
+            write_private(timing, built.timing_cache)
+        return cache.put(entry, plan, replaces=stale)
+    except OSError as error:  # a disk that is full costs the next run the time to build again, and nothing else
+        logger.warning("the plan cannot be kept in %s, the next run builds it again: %s", cache.folder, error)
+        return plan
+
+
+def _open_cache(folder: Path | None) -> _Cache:
+    try:
+        own = user_data_folder() if folder is None else folder
+        return _Cache(own / "plans" if folder is None else folder, key_folder=own)
+    except (OSError, RuntimeError) as error:  # read only; or no home, as in some containers
+        raise DeviceError(
+            "there is no folder for TensorRT's plans",
+            f"{type(error).__name__}: {error}",
+            fix="let HOME be a folder that you can write to, or use another engine (--engine onnxruntime-cuda)",
+        ) from error
 
 
 class _Cache:

@@ -125,6 +125,12 @@ def test_flags_that_cannot_be_meant(flags: tuple[str, ...], says: str, fix: str,
     assert f"fix: {fix}" in outcome.err
 
 
+def test_three_pixel_sizes(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("adopt", "other.onnx", "--mean", "0", "--std", "1", "--pixel-size-nm", "4,5,6")
+    assert outcome.code == 2
+    assert "--pixel-size-nm 4,5,6 came, two numbers were expected\n  one, or that of y and that of x\n" in outcome.err
+
+
 def test_lists_by_commas_and_by_repetition() -> None:
     assert split_names(None) == ()
     assert parse_numbers(["1,2", "3"], "--mean", "128") == (1.0, 2.0, 3.0)

@@ -16,6 +16,7 @@ from tests.conftest import Outcome
 from tests.tiny import read_provenance, write_huge
 from unet_deploy.cli.app import app
 from unet_deploy.errors import DeviceError
+from unet_deploy.runtime.engines import choice, tensorrt_cache
 
 Cli = Callable[..., Outcome]
 
@@ -34,6 +35,19 @@ def verb() -> Iterator[Callable[[Callable[[], object]], None]]:
 
 def fail() -> None:
     raise RuntimeError("the moon is in the wrong phase")
+
+
+def test_what_takes_minutes_is_said(cli: Cli, verb: Callable[..., None]) -> None:
+    def build() -> None:
+        tensorrt_cache.logger.info("building a plan")
+        choice.logger.info("engine taken")
+
+    verb(build)
+    assert cli("surprise").err == "building a plan\n"
+    assert cli("surprise", "--debug").err.splitlines() == [
+        "INFO unet_deploy.runtime.engines.tensorrt_cache: building a plan",
+        "INFO unet_deploy.runtime.engines.choice: engine taken",
+    ]
 
 
 def test_an_unexpected_exception_is_our_bug(cli: Cli, verb: Callable[..., None]) -> None:

@@ -61,8 +61,19 @@ def test_a_plan_from_checkpoint_to_run(cli: Cli, tmp_path: Path, home: Path, mon
     assert "batches of 2 × 1 × " in too_large.err
     assert "was not built for them" in too_large.err
 
+    seen = rows(cli("inspect", name).out)
+    assert seen["plan"] == shown["plan"].partition(", built in")[0]
+    assert (seen["precision"], seen["batches"]) == ("fp16", shown["batches"])
+    assert json.loads(cli("inspect", name, "--json").out)["plan"]["plan_sha256"] == seen["sha256"]
+    unchecked = cli("check", name)
+    assert unchecked.code == 4
+    assert "is an engine plan, an ONNX file was expected" in unchecked.err
+
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path / "somebody"))
+    for verb in (("inspect", name), ("evaluate", "v.zarr", "v.zarr", "--model", name)):
+        assert "was not built by you on this machine" in cli(*verb).err
+        assert "not built by you" not in cli(*verb, "--trust-engine").err
     stranger = cli("plan", "v.zarr", "--model", name)
     assert stranger.code == 4
     assert "error[unsafe-model]: " in stranger.err

@@ -227,7 +227,7 @@ def test_settings_that_cannot_be_meant_are_said_together(tmp_path: Path) -> None
     assert caught.value.details == (
         "value range: none came, and float32 has none of its own; e.g. --value-range 0:1",
         "mean: nan came, numbers were expected",
-        "std: 0 came, numbers above 0 were expected",
+        "std: 0 came, numbers above 0 that float32 holds were expected",
         "percentiles: 99, 1 came, 0 <= low < high <= 100 was expected",
         "pixel size: (0.0, 4.0) came, sizes above 0 were expected",
         "classes: a, a came, names that differ were expected",
@@ -239,6 +239,7 @@ def test_settings_that_cannot_be_meant_are_said_together(tmp_path: Path) -> None
     ("changes", "problem"),
     [
         ({"value_range": (255.0, 0.0)}, "value range: 255:0 came, two numbers were expected, low first"),
+        ({"std": (1e-320,)}, "std: 9.99989e-321 came, numbers above 0 that float32 holds were expected"),
         ({"mean": (2000.0,)}, "mean: 2000 lies outside of 0..255; is it another --dtype?"),
         ({"std": (), "percentiles": (1.0, 99.0)}, "normalisation: only the mean came, mean and std were expected"),
         ({"mean": (), "percentiles": (1.0, 99.0)}, "normalisation: only the std came, mean and std were expected"),

@@ -205,6 +205,15 @@ def test_a_file_without_its_last_byte_is_refused(tiny_artifact: Artifact) -> Non
         read_artifact(tiny_artifact.data[:-1], source="x")
 
 
+def test_a_package_or_a_plan_is_called_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(NotAnArtifactError, match=r"do not parse: .+\n  it is a zip file, as bioimage\.io packages are"):
+        read_artifact(b"PK\3\4" + bytes(30), source="x")
+    (tmp_path / "a.engine").write_bytes(b"plan")
+    with pytest.raises(NotAnArtifactError, match=r"a\.engine is an engine plan, an ONNX file was expected\n") as caught:
+        load_artifact(tmp_path / "a.engine")
+    assert "unet-deploy inspect" in caught.value.details[0]
+
+
 def test_a_foreign_onnx_is_refused() -> None:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [])
@@ -215,7 +224,8 @@ def test_a_foreign_onnx_is_refused() -> None:
         r"  metadata 'unet_deploy' was expected, found: none; produced by 'pytorch'\n",
     ) as caught:
         read_artifact(model.SerializeToString(), source="x")
-    assert caught.value.fix == "export from a checkpoint trained here: unet-deploy export model.pt"
+    assert "unet-deploy export model.pt" in caught.value.fix
+    assert caught.value.fix.endswith("another program's: unet-deploy adopt")
     for key in ("author", "date"):
         model.metadata_props.add().key = key
     model.producer_name = ""

@@ -281,9 +281,9 @@ def test_what_exists_stays(tmp_path: Path, tiny_artifact: Artifact) -> None:
 
 
 def test_places_that_cannot_be_written_to(tmp_path: Path, tiny_artifact: Artifact) -> None:
-    with pytest.raises(OutputPathError, match=r"^the folder of .* does not exist\n  the bioimage.io package was"):
+    with pytest.raises(OutputPathError, match=r"^the folder of .* does not exist\n  the package was"):
         write_package(tiny_artifact, tmp_path / "nowhere" / "model.zip")
-    with pytest.raises(OutputPathError, match=r" is a folder\n  a zip file was to be written there\n"):
+    with pytest.raises(OutputPathError, match=r" is a folder\n  a file was to be written there\n"):
         write_package(tiny_artifact, tmp_path, overwrite=True)
     assert not [*tmp_path.iterdir()]
 

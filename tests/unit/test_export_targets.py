@@ -21,6 +21,7 @@ from unet_deploy.card import ModelCard, Precision
 from unet_deploy.errors import (
     DeviceError,
     MissingDependencyError,
+    NoSpaceError,
     OutputExistsError,
     OutputPathError,
     ParityError,
@@ -32,7 +33,7 @@ from unet_deploy.exporters import CalibrationSource, PlanOptions, export_targets
 from unet_deploy.exporters.calibration import draw_sample
 from unet_deploy.exporters.export import ExportReport
 from unet_deploy.exporters.products import ENGINE, Product, make_parent, record
-from unet_deploy.exporters.targets import Target, choose_outputs, parse_targets, require_place
+from unet_deploy.exporters.targets import Target, choose_outputs, parse_targets, require_place, write_whole
 from unet_deploy.exporters.tensorrt import default_profile, find_device, make_plan, run_plan
 from unet_deploy.runtime import Artifact, load_artifact
 from unet_deploy.runtime.engine_plan import EnginePlan, load_engine_plan
@@ -162,6 +163,8 @@ def test_targets_are_parsed() -> None:
         ("tensorrt", "fp16", "a.onnx", "a.fp16.tensorrt.engine"),
         ("bioimageio", "fp32", "a.zip", "a.zip"),
         ("onnx", "fp32", "a.engine", "a.onnx"),
+        ("onnx", "fp16", "a.bioimageio.zip", "a.fp16.onnx"),
+        ("onnx", "fp32", "a.tensorrt-rtx.engine", "a.onnx"),
     ],
 )
 def test_one_product_has_the_name_given(target: Target, precision: Precision, output: str, name: str) -> None:
@@ -202,6 +205,70 @@ def test_a_place_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsafeModelError, match=r"shared is not known to be yours\n") as caught:
         require_place("tensorrt", folder / "a.engine", overwrite=False)
     assert caught.value.fix == "choose --output in a folder of your own: a plan is native code"
+
+
+def test_the_source_is_never_replaced(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    checkpoint = tmp_path / "model.pt"
+    checkpoint.write_bytes(tiny_checkpoint.read_bytes())
+    with pytest.raises(OutputPathError, match=r"model\.pt is what the ONNX file is to be made of\n") as caught:
+        export_targets(checkpoint, {("onnx", "fp32"): checkpoint}, overwrite=True)
+    assert caught.value.fix.endswith("model-exported.onnx")
+    assert checkpoint.read_bytes() == tiny_checkpoint.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.engine", "a.pt", "a.zip"])
+def test_an_onnx_file_by_the_name_of_another_kind(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputPathError, match=r" is the name of an? .+, and an ONNX file was to be") as caught:
+        require_place("onnx", tmp_path / name, overwrite=False)
+    assert caught.value.fix == f"--output {tmp_path / 'a.onnx'}"
+
+
+@pytest.mark.parametrize(("target", "name"), [("onnx", "model.onnx"), ("tensorrt", "model.engine")])
+def test_a_folder_for_a_file(target: Target, name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputPathError, match=r" is a folder\n  a file was to be written there\n") as caught:
+        require_place(target, tmp_path, overwrite=True)
+    assert caught.value.fix == f"--output {tmp_path / name}"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nobody can write to is that of Linux")
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(tiny_checkpoint: Path) -> None:
+    with pytest.raises(OutputPathError, match=r"^nothing can be written to /proc/self\n  the package was"):
+        export_targets(
+            tiny_checkpoint,
+            {("bioimageio", "fp32"): Path("/proc/self/a.zip")},
+            progress=lambda step: pytest.fail(f"it worked: {step}"),
+        )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of a file's size")
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(NoSpaceError, match=r"^the disk is full: File too large\n  while writing .+a\.onnx\n"):
+            write_whole(path, bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_file_that_may_not_be_replaced(tmp_path: Path) -> None:
+    with pytest.raises(OutputPathError, match=r"a\.onnx cannot be written: it is locked\n  it is read-") as caught:
+        write_whole(LockedPath(tmp_path / "a.onnx"), b"new")
+    assert "another --output" in caught.value.fix
+    assert not [*tmp_path.iterdir()]
+
+
+class LockedPath(type(Path())):  # type: ignore[misc]  # Path's own class is that of the system
+    """A file that another program has open, as Windows has it."""
+
+    def replace(self, target: object) -> Any:
+        raise PermissionError(13, "it is locked", str(target))
 
 
 def test_a_sidecar_in_the_way_is_refused(tmp_path: Path) -> None:

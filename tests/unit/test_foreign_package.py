@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from unet_deploy.errors import (
 pytest.importorskip("onnxruntime", reason="adopting needs onnxruntime: extra 'cpu'")
 
 from unet_deploy.exporters import AdoptionSettings, adopt_model
+from unet_deploy.exporters.foreign_files import FREE_BYTES
 from unet_deploy.exporters.foreign_package import fill_in, is_package, open_package
 
 Json = dict[str, Any]
@@ -90,9 +93,9 @@ def write(folder: Path, described: Json | str, *, weights: bytes = WEIGHTS) -> P
     return folder
 
 
-def pack(folder: Path) -> Path:
+def pack(folder: Path, method: int = zipfile.ZIP_STORED) -> Path:
     path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for file in sorted(folder.iterdir()):
             archive.write(file, file.name)
     return path
@@ -200,6 +203,30 @@ def test_percentiles_are_those_of_the_volume(tmp_path: Path) -> None:
     assert package.notes[0].startswith("percentiles are those of each channel of the whole volume")
 
 
+def test_a_data_type_named_first_changes_nothing(tmp_path: Path) -> None:
+    steps = (
+        {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
+        {"id": "scale_range", "kwargs": {"min_percentile": 1.0, "max_percentile": 99.8, "axes": ["y", "x"]}},
+    )
+    assert opened(tmp_path, with_steps(*steps)).settings.percentiles == (1.0, 99.8)
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype", "value_range"),
+    [
+        ({"type": "float32", "range": [0.0, 1.0]}, "float32", (0.0, 1.0)),
+        ({"type": "float64", "range": [0, 255]}, "float32", (0.0, 255.0)),
+        ({"type": "float32", "range": [None, None]}, None, None),
+        ({"type": "uint32", "range": [0, 4095]}, None, None),
+        ({"type": "uint16", "range": [0, 4095]}, "uint16", (0.0, 4095.0)),
+    ],
+)
+def test_grey_values(data: Json, dtype: str | None, value_range: tuple[float, float] | None, tmp_path: Path) -> None:
+    package = opened(tmp_path, lambda described: described["inputs"][0].update(data=data))
+    assert (package.settings.dtype, package.settings.value_range) == (dtype, value_range)
+    assert any("uint8, unless --dtype says another" in note for note in package.notes) == (dtype is None)
+
+
 def test_a_sigmoid_after_it(tmp_path: Path) -> None:
     def change(data: Json) -> None:
         data["outputs"][0]["postprocessing"] = [{"id": "sigmoid"}]
@@ -238,6 +265,11 @@ def test_a_step_that_measures_its_sample(step: Json, named: str, tmp_path: Path)
         opened(tmp_path, with_steps(step))
     assert caught.value.headline.endswith(f"prepares its input by {named}")
     assert "measured on every tile by itself" in caught.value.details[0]
+
+
+def test_values_cut_to_integers_midway(tmp_path: Path) -> None:
+    with pytest.raises(AdoptionError, match=r"prepares its input by ensure_dtype\n"):
+        opened(tmp_path, with_steps(FIXED, {"id": "ensure_dtype", "kwargs": {"dtype": "uint8"}}))
 
 
 def test_percentiles_over_channels_together(tmp_path: Path) -> None:
@@ -315,7 +347,9 @@ def test_weights_that_are_others(tmp_path: Path) -> None:
         open_package(folder)
 
 
-@pytest.mark.parametrize("name", ["../weights.onnx", "/etc/passwd", "a/../../b", "https://host/weights.onnx", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../weights.onnx", "/etc/passwd", "a/../../b", "https://host/weights.onnx", "a\\b", "a\0b", "a" * 300]
+)
 def test_a_file_outside(name: str, tmp_path: Path) -> None:
     def change(data: Json) -> None:
         data["weights"]["onnx"]["source"] = name
@@ -372,6 +406,58 @@ def test_a_damaged_zip(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(AdoptionError, match=r"^rdf\.yaml of .+package\.zip cannot be unpacked\n  Bad CRC-32"):
         open_package(path)
+
+
+def test_a_zip_with_a_damaged_stream(tmp_path: Path) -> None:
+    path = pack(write(tmp_path / "package", description()), zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo("rdf.yaml")
+    data = bytearray(path.read_bytes())
+    data[entry.header_offset + 30 + len("rdf.yaml")] = 0xFF  # no block of deflate begins so
+    path.write_bytes(bytes(data))
+    with pytest.raises(AdoptionError, match=r"^rdf\.yaml of .+package\.zip cannot be unpacked\n  Error -3"):
+        open_package(path)
+
+
+def test_a_zip_that_inflates_beyond_reason(tmp_path: Path) -> None:
+    path = pack(write(tmp_path / "package", description(), weights=bytes(FREE_BYTES + 1)), zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < FREE_BYTES / 500
+    with pytest.raises(UnsafeModelError, match=rf"^weights\.onnx of .+ declares {FREE_BYTES + 1} bytes in \d+\n"):
+        open_package(path)
+
+
+def test_no_more_is_inflated_than_is_declared(tmp_path: Path) -> None:
+    path = pack(write(tmp_path / "package", description(), weights=bytes(FREE_BYTES)), zipfile.ZIP_DEFLATED)
+    data = path.read_bytes()  # declared in the member's header, and in the table of contents
+    path.write_bytes(data.replace(struct.pack("<I", FREE_BYTES), struct.pack("<I", 10)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(AdoptionError, match=r"weights\.onnx of .+ cannot be unpacked\n  Bad CRC-32"):
+            open_package(path)
+        assert tracemalloc.get_traced_memory()[1] < FREE_BYTES / 4
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_of_another_method(method: int, tmp_path: Path) -> None:
+    path = pack(write(tmp_path / "package", description()), method)
+    with pytest.raises(AdoptionError, match=rf"^rdf\.yaml of .+ is compressed by method {method}\n  stored or defl"):
+        open_package(path)
+
+
+def test_aliases_that_stand_for_any_number_of_values(tmp_path: Path) -> None:
+    lines = ["l0: &l0 [a, a, a, a, a, a, a, a, a, a]"]
+    lines += [f"l{i}: &l{i} [{', '.join(10 * [f'*l{i - 1}'])}]" for i in range(1, 9)]
+    text = "\n".join([*lines, "type: model", "format_version: *l8", ""])
+    with pytest.raises(UnsafeModelError, match=r"holds more than a description of a model\n  at most 100000 values"):
+        open_package(write(tmp_path / "package", text))
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", f"{'[' * 60}{']' * 60}", f"format_version: 0x{'f' * 5000}"])
+def test_values_that_are_no_description(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsafeModelError, match=r"holds more than a description of a model\n"):
+        open_package(write(tmp_path / "package", text))
 
 
 def test_a_description_without_end(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import zarr
 from distributed import Client, LocalCluster
 
 from tests.tiny import snapshot, write_array, write_image
-from unet_deploy.card import ModelCard
+from unet_deploy.card import ModelCard, TestTensor
 from unet_deploy.errors import (
     ChannelError,
     ConfigurationError,
@@ -32,7 +33,7 @@ from unet_deploy.errors import (
 )
 from unet_deploy.runtime import Progress, default_output, open_volume, prepare, segment
 from unet_deploy.runtime.artifact import Artifact
-from unet_deploy.runtime.engines.base import Batch
+from unet_deploy.runtime.engines.base import Batch, ByteResult, RawBatch
 from unet_deploy.runtime.engines.fake import FakeEngine
 from unet_deploy.runtime.layout import require_kinds
 from unet_deploy.runtime.preparation import choose_channels, resolve_model
@@ -210,6 +211,24 @@ def test_an_engine_that_computes_something_else_writes_nothing(
     before = snapshot(tmp_path)
     with pytest.raises(TestTensorError, match=r"^onnxruntime-cpu on cpu does not compute"):
         segment(volume, model=replace(tiny_artifact, card=other, sha256="other"), engine="onnxruntime-cpu")
+    assert snapshot(tmp_path) == before
+
+
+def test_an_engine_that_makes_something_else_of_raw_pixels_writes_nothing(
+    volume: Path, tmp_path: Path, fake_artifact: ArtifactFactory
+) -> None:
+    class Wrong(FakeEngine):
+        def stream(self, batches: Iterable[RawBatch], *, gain: Batch, offset: Batch) -> Iterator[ByteResult]:
+            yield from super().stream(batches, gain=gain + 1, offset=offset)
+
+    made = fake_artifact()
+    image = noise(1, 1, *[made.card.geometry.smallest_tile] * 2)
+    logits = FakeEngine(made.card.network).infer(image.astype(np.float32))
+    card = replace(made.card, test_tensor=TestTensor(image=image, logits=logits))
+    artifact = replace(made, card=card, sha256="other")
+    before = snapshot(tmp_path)
+    with pytest.raises(TestTensorError, match=r"^fake on cpu does not give for raw pixels"):
+        segment(volume, model=artifact, engine_factory=lambda a: Wrong(a.card.network, takes_bytes=True))
     assert snapshot(tmp_path) == before
 
 
@@ -529,6 +548,8 @@ def test_a_scheduler_without_workers_is_refused() -> None:
         "nowhere",
         "http://127.0.0.1:1",
         "tcp://127.0.0.1:x",
+        "tls://127.0.0.1:1",  # there are no certificates
+        " tcp://127.0.0.1:1",
     ],
 )
 def test_a_scheduler_that_does_not_answer_is_refused(address: str) -> None:
@@ -539,6 +560,19 @@ def test_a_scheduler_that_does_not_answer_is_refused(address: str) -> None:
     ):
         raise AssertionError("unreachable")
     assert "leave --scheduler out" in caught.value.fix
+
+
+def test_a_client_that_cannot_be_started_is_closed() -> None:
+    """Its finaliser would wait for a lock that distributed holds while it starts another client."""
+
+    def clients() -> list[Client]:
+        return [thing for thing in gc.get_objects() if issubclass(type(thing), Client)]
+
+    before = {id(client): client for client in clients()}
+    with pytest.raises(SchedulerError) as caught, connect("nowhere"):
+        raise AssertionError("unreachable")
+    assert caught.value.__cause__ is not None  # its frames keep the client
+    assert [client.status for client in clients() if id(client) not in before] == ["closed"]
 
 
 @pytest.mark.parametrize("where", ["here", "nowhere"])

@@ -77,6 +77,12 @@ def test_a_plan_has_its_engine(planned: Artifact, tiny_artifact: Artifact) -> No
         open_engine(planned, device="cpu")
 
 
+def test_a_plan_out_of_the_cache_may_give_no_logits(tmp_path: Path) -> None:
+    path = write(tmp_path, form=ByteForm(dtype="uint8", kinds=("labels",)))
+    with pytest.raises(ConfigurationError, match=r"model\.engine begins at raw pixels, and gives no logits\n"):
+        open_engine(load_model(path, key_folder=tmp_path / "key"))
+
+
 def test_batches_it_was_not_built_for_are_refused(planned: Artifact) -> None:
     with pytest.raises(
         ConfigurationError,

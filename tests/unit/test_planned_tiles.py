@@ -10,6 +10,7 @@ import pytest
 
 from tests.tiny import make_pixels, write_array
 from tests.unit.test_engine_plan import MANIFEST, PLAN
+from unet_deploy.errors import ConfigurationError
 from unet_deploy.runtime import prepare
 from unet_deploy.runtime.engine_plan import Profile
 from unet_deploy.runtime.planned import PlannedArtifact
@@ -24,6 +25,14 @@ def planned(fake_artifact: Any, *profiles: Profile) -> PlannedArtifact:
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
     return write_array(tmp_path / "v.zarr", make_pixels((1, 150, 90)), names="zyx")
+
+
+def test_turned_tiles_must_fit_too(volume: Path, fake_artifact: Any) -> None:
+    wide = Profile(minimum=(1, 1, 44, 44), optimum=(1, 1, 76, 140), maximum=(1, 1, 76, 140))
+    prepare(volume, model=planned(fake_artifact, wide), tile=(76, 140))
+    prepare(volume, model=planned(fake_artifact, wide), tile=(76, 76), tta=True)
+    with pytest.raises(ConfigurationError, match=r"^batches of 1 × 1 × 140 × 76 will come, and x\.engine was"):
+        prepare(volume, model=planned(fake_artifact, wide), tile=(76, 140), tta=True)
 
 
 def test_the_planners_tile_is_kept_within_the_plan(volume: Path, fake_artifact: Any) -> None:

@@ -35,6 +35,7 @@ from unet_deploy.runtime.engines.device_facts import DeviceFacts
 from unet_deploy.runtime.engines.fake import FakeEngine
 from unet_deploy.runtime.engines.tensorrt import TensorrtEngine, profiles_of
 from unet_deploy.runtime.engines.tensorrt_cudart import import_cudart, read_device_facts
+from unet_deploy.runtime.engines.tensorrt_slots import Pipeline
 
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 LARGEST = (3, 2, 60, 76)
@@ -389,6 +390,16 @@ def test_an_engine_that_is_let_go_of_gives_everything_back(made: Bench) -> None:
     del made.engine
     gc.collect()
     assert gone() is None
+    assert made.rt.leaks() == {}
+
+
+def test_a_network_that_another_took_the_place_of_is_let_go_of(made: Bench) -> None:
+    made.engine.open()
+    for _ in range(3):
+        assert made.engine.open_bytes(FORM)
+        made.engine.infer(np.zeros((1, 2, 44, 44), np.float32))
+    assert sum(type(thing) is Pipeline for thing in gc.get_objects()) == 1
+    made.engine.close()
     assert made.rt.leaks() == {}
 
 

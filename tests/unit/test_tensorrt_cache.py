@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.tensorrt_fake import PLAN, FakeTensorrt
-from unet_deploy.errors import NotAnArtifactError
+from unet_deploy.errors import DeviceError, NotAnArtifactError
 from unet_deploy.runtime import Artifact, load_artifact
 from unet_deploy.runtime.engine_plan import EnginePlan, Profile
 from unet_deploy.runtime.engines.base import ByteForm
@@ -171,6 +172,23 @@ def test_a_build_that_fails_leaves_nothing(get: Getter, trt: FakeTensorrt, tmp_p
     with pytest.raises(Exception, match="no kernel fits"):
         get()
     assert [*(tmp_path / "plans").iterdir()] == []
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_engine(get: Getter, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DeviceError, match=r"^there is no folder for TensorRT's plans\n  \w+Error: .*file"):
+        get(folder=tmp_path / "file" / "plans")
+
+
+def test_a_plan_that_cannot_be_kept_is_used(get: Getter, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The folder goes while the plan is built, as a disk may fill up."""
+
+    def lose(_: str) -> None:
+        shutil.rmtree(tmp_path / "plans", ignore_errors=True)
+        (tmp_path / "plans").write_text("in the way")
+
+    assert get(say=lose).data == PLAN
+    assert "the plan cannot be kept in" in caplog.text
 
 
 def test_what_killed_builds_left_is_removed(get: Getter, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class Request:
     device: str
     engine: str | None
     threads: int
+    trust_engine: bool
     axes: str | None
     truth_axes: str | None
     positive: int | None
@@ -184,7 +185,7 @@ def _pair_images(request: Request, volume: Path | None, stack: ExitStack, *, say
 
 def _open_segmented_now(request: Request, stack: ExitStack, *, say: Say) -> Inputs:
     volume = request.prediction if request.kind != "ctc" and is_zarr(request.prediction) else None
-    artifact = flags.load_model(request.model)
+    artifact = flags.load_model(request.model, trust_engine=request.trust_engine)
     paired = _pair_images(request, volume, stack, say=say)
     images = paired.prediction
     names = tuple(item.name for item in artifact.card.classes)

@@ -79,7 +79,7 @@ EngineOption = Annotated[
         "--engine",
         metavar="NAME",
         help="onnxruntime-cpu, openvino, onnxruntime-cuda, tensorrt or tensorrt-rtx, to insist on one. "
-        "Default: the device's first, by measured speed, that is installed and passes the model's test.",
+        "Default: the device's first that is installed and passes the model's test; on a CPU by measured speed.",
     ),
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="CPU threads of the network; 0: one a core.")]

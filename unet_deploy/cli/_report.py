@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from unet_deploy.runtime.engine_plan import PlanManifest
     from unet_deploy.runtime.engines import EngineDescription
     from unet_deploy.runtime.execute import Progress, ProgressCallback
 
@@ -41,6 +42,20 @@ def describe_engine(engine: EngineDescription) -> list[tuple[str, str]]:
         elif found.is_tried:
             passed_over.setdefault(found.verdict, []).append(found.engine)
     return rows + [("not used", f"{', '.join(names)}: {verdict}") for verdict, names in passed_over.items()]
+
+
+def describe_plan(manifest: PlanManifest) -> list[tuple[str, str]]:
+    """Return rows on what an engine plan is for."""
+    where = manifest.gpu or f"compute capability {', '.join(manifest.compute_capabilities)}"
+    takes = [
+        f"{' × '.join(map(str, p.minimum))} to {' × '.join(map(str, p.maximum))}, fastest at "
+        f"{' × '.join(map(str, p.optimum))}"
+        for p in manifest.profiles
+    ]
+    return [
+        ("plan", f"{manifest.flavour} {manifest.version} for {where}"),
+        *(("batches", words) for words in takes),
+    ]
 
 
 def format_bytes(count: float) -> str:

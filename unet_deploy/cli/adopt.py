@@ -22,7 +22,11 @@ DEFAULT_OUTPUT = Path("adopted.onnx")
 def adopt(
     source: Annotated[
         Path,
-        typer.Argument(metavar="OTHER.ONNX", help="A fully convolutional 2-D network, output as large as input."),
+        typer.Argument(
+            metavar="OTHER.ONNX",
+            help="A fully convolutional 2-D network, output as large as input; or a bioimage.io package of one "
+            "(zip, folder or rdf.yaml), which says the rest itself.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The artifact to write.")
@@ -135,14 +139,14 @@ def parse_numbers(given: Sequence[str] | None, flag: str, example: str) -> tuple
         ) from error
 
 
-def _pair(text: str | None, flag: str, example: str) -> tuple[float, float] | None:
+def _pair(
+    text: str | None, flag: str, example: str, order: str = "low first, high after it"
+) -> tuple[float, float] | None:
     if text is None:
         return None
     numbers = parse_numbers(re.split(r"[:,]", text), flag, example)
     if len(numbers) != 2:
-        raise ConfigurationError(
-            f"{flag} {text} came, two numbers were expected", "low first, high after it", fix=f"{flag} {example}"
-        )
+        raise ConfigurationError(f"{flag} {text} came, two numbers were expected", order, fix=f"{flag} {example}")
     return numbers[0], numbers[1]
 
 
@@ -150,7 +154,8 @@ def _size(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
     numbers = parse_numbers([text], "--pixel-size-nm", "4")
-    return _pair(text if len(numbers) > 1 else f"{text},{text}", "--pixel-size-nm", "4,4")
+    pair = text if len(numbers) > 1 else f"{text},{text}"
+    return _pair(pair, "--pixel-size-nm", "4,4", "one, or that of y and that of x")
 
 
 def _facts(report: AdoptionReport) -> dict[str, Any]:

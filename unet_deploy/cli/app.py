@@ -29,6 +29,8 @@ from unet_deploy.errors import UnetDeployError, UsageError
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 DEBUG_FLAG = "--debug"
+BUILDS = "unet_deploy.runtime.engines.tensorrt_cache"
+"""The log that says that TensorRT builds a plan: minutes in which nothing else is heard."""
 # Newer typer carries its own copy of click, older imports it: the class is found where typer's own errors have it.
 _UsageProblem = cast(
     "type[typer.BadParameter]", next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -101,14 +103,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _configure_logging(*, is_debug: bool) -> None:
-    """Show our own log with --debug; errors reach people as messages. Other packages keep their own settings."""
+    """Show our own log with --debug, and always what takes minutes; errors reach people as messages.
+
+    Other packages keep their own settings.
+    """
     log = logging.getLogger("unet_deploy")
     log.setLevel(logging.INFO if is_debug else logging.CRITICAL)
     log.propagate = False
     if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        log.addHandler(handler)
+        log.addHandler(logging.StreamHandler())
+    style = logging.Formatter("%(levelname)s %(name)s: %(message)s" if is_debug else "%(message)s")
+    for handler in log.handlers:
+        handler.setFormatter(style)
+    logging.getLogger(BUILDS).setLevel(logging.INFO)
 
 
 def show_error(error: UnetDeployError) -> None:

@@ -54,6 +54,7 @@ def evaluate(
     device: flags.DeviceOption = "auto",
     engine: flags.EngineOption = None,
     threads: flags.ThreadsOption = 0,
+    trust_engine: flags.TrustEngineOption = False,
     tta: flags.TtaOption = False,
     axes: flags.AxesOption = None,
     truth_axes: Annotated[
@@ -147,6 +148,7 @@ def evaluate(
         device=device,
         engine=engine,
         threads=threads,
+        trust_engine=trust_engine,
         axes=axes,
         truth_axes=truth_axes,
         positive=positive,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from unet_deploy.cli import _options as flags
-from unet_deploy.cli._report import format_bytes, show_json, show_rows
+from unet_deploy.cli._report import describe_plan, format_bytes, show_json, show_rows
 from unet_deploy.errors import MissingDependencyError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -213,17 +213,7 @@ def _proof_rows(proof: Proof) -> list[tuple[str, str]]:
 
 
 def _plan_rows(report: ExportReport) -> list[tuple[str, str]]:
-    manifest = report.manifest
-    if manifest is None:
+    if report.manifest is None:
         return []
-    where = manifest.gpu or f"compute capability {', '.join(manifest.compute_capabilities)}"
-    takes = [
-        f"{' × '.join(map(str, p.minimum))} to {' × '.join(map(str, p.maximum))}, fastest at "
-        f"{' × '.join(map(str, p.optimum))}"
-        for p in manifest.profiles
-    ]
-    return [
-        ("plan", f"{manifest.flavour} {manifest.version} for {where}, built in {report.seconds:.1f} s"),
-        *(("batches", words) for words in takes),
-        ("note", report.note),
-    ]
+    (name, plan), *batches = describe_plan(report.manifest)
+    return [(name, f"{plan}, built in {report.seconds:.1f} s"), *batches, ("note", report.note)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unet_deploy.cli import _options as flags
-from unet_deploy.cli._report import format_bytes, format_seconds, show_json, show_rows
+from unet_deploy.cli._report import describe_plan, format_bytes, format_seconds, show_json, show_rows
 
 if TYPE_CHECKING:
     from unet_deploy.card import ModelCard, Normalisation, Training
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="X", help="A model (.onnx, .pt), a bundled network's name, or a volume.")
+        Path, typer.Argument(metavar="X", help="A model (.onnx, .pt, .engine), a bundled network's name, or a volume.")
     ],
     axes: flags.AxesOption = None,
     level: flags.LevelOption = 0,
+    trust_engine: flags.TrustEngineOption = False,
     as_json: flags.JsonOption = False,
 ) -> None:
     """Say what a model or a volume is."""
     if path.suffix == ".onnx" or _is_bundled(path):
         rows, facts = _inspect_artifact(path)
+    elif path.suffix == ".engine":
+        rows, facts = _inspect_plan(path, trust_engine=trust_engine)
     elif path.suffix == ".pt":
         rows, facts = _inspect_checkpoint(path)
     else:
@@ -55,6 +58,22 @@ def _inspect_artifact(path: Path) -> tuple[list[tuple[str, str]], dict[str, Any]
         *_card_rows(artifact.card),
     ]
     return [*rows, ("sha256", artifact.sha256)], facts
+
+
+def _inspect_plan(path: Path, *, trust_engine: bool) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Return what its sidecar says: nothing of a plan is run."""
+    from unet_deploy.card_json import card_to_object
+    from unet_deploy.runtime.engine_plan import load_engine_plan
+
+    plan = load_engine_plan(path, is_trusted=trust_engine)
+    facts = {**card_to_object(plan.card), "plan": plan.manifest.to_object()}
+    facts.pop("test_tensor")
+    rows = [
+        ("engine plan", f"{path}, {format_bytes(plan.manifest.plan_bytes)}"),
+        *describe_plan(plan.manifest),
+        *_card_rows(plan.card),
+    ]
+    return [*rows, ("sha256", plan.manifest.plan_sha256), ("built from", f"sha256 {plan.manifest.onnx_sha256}")], facts
 
 
 def _inspect_checkpoint(path: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
