@@ -241,11 +241,13 @@ def _read_line(line: bytes, number: int, path: Path) -> dict[str, Any]:
 
 
 def _record(value: Mapping[str, Any]) -> BlockRecord | None:
-    index, status, counts, reason = (value.get(key) for key in ("block", "status", "class_counts", "reason"))
-    is_right = type(index) is int and index >= 0 and status in STATUSES and isinstance(reason, str | None)
-    if not is_right or not all(type(n) is int for n in counts or ()):
+    index, status, reason = value.get("block"), value.get("status"), value.get("reason")
+    counts = value.get("class_counts", [])
+    if not isinstance(index, int) or index < 0 or status not in STATUSES or not isinstance(reason, str | None):
         return None
-    return BlockRecord(index=index, status=status, class_counts=tuple(counts or ()), reason=reason)
+    if not isinstance(counts, list) or not all(type(n) is int for n in counts):
+        return None
+    return BlockRecord(index=index, status=status, class_counts=tuple(counts), reason=reason)
 
 
 def _damaged(path: Path, what: str) -> JournalError:

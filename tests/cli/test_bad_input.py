@@ -85,9 +85,16 @@ def no_such_path(folder: Path) -> tuple[str, ...]:
     return "segment", "vv.zarr"
 
 
-@bad("volume-not-found", "is a URL; this release reads local volumes only", fix="copy or mount the volume")
-def a_url(folder: Path) -> tuple[str, ...]:
-    return "segment", "https://example.org/v.zarr"
+@bad(
+    "volume-not-found", "gs: came, an address with http, https, s3 or a local path was", fix="copy or mount the volume"
+)
+def an_address_of_another_kind(folder: Path) -> tuple[str, ...]:
+    return "segment", "gs://bucket/v.zarr"
+
+
+@bad("usage", "an address with ?, # or a user's name came, a plain one was expected", fix="AWS_ACCESS_KEY_ID")
+def an_address_with_a_secret(folder: Path) -> tuple[str, ...]:
+    return "segment", "https://example.org/v.zarr?signature=1"
 
 
 @bad("not-a-volume", "notes.txt is a file, the directory of a Zarr array or OME-Zarr image was expected", fix="convert")
