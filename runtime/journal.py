@@ -1,7 +1,8 @@
 """The journal of a run: which blocks are done, so that a killed run goes on where it was.
 
-1. It lies in the output store, as lines of JSON. The first line is the *fingerprint*: everything that decides a byte of
-   the result. Each further line is one block, appended when its chunks are written, and forced to the disk.
+1. It lies in the output store, beside an image of the blocks' status, as lines of JSON. The first line is the
+   *fingerprint*: everything that decides a byte of the result. Each further line is one block, appended when its chunks
+   are written, and forced to the disk.
 2. Every line carries a checksum. A kill may cut the last one off, which is then dropped; other damage is an error.
 3. A run with another fingerprint is refused, with what differs: halves of two runs are no result.
 4. The file is locked while a run writes to it: a second run on the same output is refused, and a killed one holds no
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -97,7 +99,7 @@ def create_journal(output: Path, fingerprint: Mapping[str, Any]) -> Journal:
     Parameters
     ----------
     output
-        The output store's folder.
+        The output store's folder, made if it does not exist.
     fingerprint
         JSON values by name: what decides a byte of the result.
 
@@ -107,11 +109,14 @@ def create_journal(output: Path, fingerprint: Mapping[str, Any]) -> Journal:
         If another run writes there.
     """
     path = journal_path(output)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab")
     try:
         _lock(file, path)
         file.truncate(0)
+        for entry in path.parent.iterdir():  # what an earlier run kept beside it
+            if entry.name != FILE:
+                remove(entry)
     except BaseException:
         file.close()
         raise
@@ -182,6 +187,14 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path
             *([f"and {more} more"] if more > 0 else []),
             fix="repeat the command that began it, choose another --output, or start anew with --overwrite",
         )
+
+
+def remove(entry: Path) -> None:
+    """Delete a file, a folder with all that is in it, or a link and not what it leads to."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

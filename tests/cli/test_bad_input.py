@@ -702,6 +702,8 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 ELSEWHERE = {
     "device-memory": "tests/unit/test_tensorrt.py: it takes a device, or one made up, that runs out of memory",
     "interrupted": "tests/unit/test_training_command.py: it takes a training and a user who breaks it off",
+    "journal": "tests/unit/test_journal.py, tests/faults/test_resumed_run.py: it takes a run that was broken off",
+    "output-busy": "tests/unit/test_journal.py, tests/faults/test_resumed_run.py: it takes two runs",
     "missing-dependency": "tests/unit/test_training_command.py and others, which hide a package",
     "parity": "tests/parity: no file on disk can bring it about",
     "partial-result": "below: something is written",
@@ -845,7 +847,7 @@ def test_what_is_not_a_number_fails_its_block_and_is_listed(folder: Path, cli: C
     assert outcome.code == 6
     assert "error[partial-result]: 1 of 3 blocks failed; they are 0 in nan_segmentation.ome.zarr" in outcome.err
     assert "block 1: ValueRangeError: the network's output is not a number there" in outcome.err
-    assert outcome.err.splitlines()[-1] == "  fix: mend the cause, then run again with --overwrite"
+    assert outcome.err.splitlines()[-1] == "  fix: mend the cause, then give the same command with --retry-failed"
     assert outcome.out == ""
     said = read_provenance(folder / "nan_segmentation.ome.zarr")
     assert said["status"] == "partial"
