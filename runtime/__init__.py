@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unet_deploy.runtime.dask_array import segment_array
     from unet_deploy.runtime.engines import CheckedEngine, Engine, EngineDescription, open_engine
     from unet_deploy.runtime.execute import Progress
+    from unet_deploy.runtime.images import ImageEntry, list_images
     from unet_deploy.runtime.pipeline import SegmentationResult, segment
     from unet_deploy.runtime.plan import SegmentationPlan, plan_segmentation
     from unet_deploy.runtime.preparation import default_output, prepare
@@ -26,12 +27,14 @@ _HOMES = {
     "CheckedEngine": "engines",
     "Engine": "engines",
     "EngineDescription": "engines",
+    "ImageEntry": "images",
     "Progress": "execute",
     "SegmentationPlan": "plan",
     "SegmentationResult": "pipeline",
     "Volume": "volume",
     "VolumeInfo": "volume",
     "default_output": "preparation",
+    "list_images": "images",
     "load_artifact": "artifact",
     "load_bundled_artifact": "artifact",
     "open_engine": "engines",
@@ -47,12 +50,14 @@ __all__ = [
     "CheckedEngine",
     "Engine",
     "EngineDescription",
+    "ImageEntry",
     "Progress",
     "SegmentationPlan",
     "SegmentationResult",
     "Volume",
     "VolumeInfo",
     "default_output",
+    "list_images",
     "load_artifact",
     "load_bundled_artifact",
     "open_engine",

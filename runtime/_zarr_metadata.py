@@ -24,6 +24,7 @@ from unet_deploy.errors import (
     UnsupportedDtypeError,
     UnsupportedMetadataError,
 )
+from unet_deploy.runtime._remote import Location, RemoteDirectory
 
 Document = dict[str, Any]
 
@@ -54,7 +55,7 @@ class Node:
 
     kind: Literal["array", "group"]
     zarr_format: Literal[2, 3]
-    file: Path
+    file: Location
     document: Document
     attributes: Document
 
@@ -64,7 +65,7 @@ class ArrayMetadata:
     """A checked array; `document` is what zarr is given, `file` where it came from."""
 
     zarr_format: Literal[2, 3]
-    file: Path
+    file: Location
     document: Document
     shape: tuple[int, ...]
     dtype: str
@@ -74,7 +75,7 @@ class ArrayMetadata:
     names: tuple[str | None, ...] | None
 
 
-def read_node(directory: Path) -> Node | None:
+def read_node(directory: Location) -> Node | None:
     """Return the Zarr node at a directory, None if there is none.
 
     Where v2 and v3 documents stand side by side, v3 is read.
@@ -111,16 +112,19 @@ def read_node(directory: Path) -> Node | None:
     return None
 
 
-def _load(file: Path) -> Document | None:
+def _load(file: Location) -> Document | None:
     try:
-        with file.open("rb") as stream:
-            raw = stream.read(MAX_DOCUMENT_BYTES + 1)
+        raw = _read_bytes(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ReadError(
-            "the metadata cannot be read", f"in {file}", str(error), fix="check the file's permissions and the disk"
-        ) from error
+        is_local = isinstance(file, Path)
+        fix = (
+            "check the file's permissions and the disk" if is_local else "check the address, the network and the server"
+        )
+        raise ReadError("the metadata cannot be read", f"in {file}", str(error), fix=fix) from error
+    if raw is None:
+        return None
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise UnboundedMetadataError(
             f"the metadata is larger than {MAX_DOCUMENT_BYTES:,} bytes", f"in {file}", fix=_FIX_METADATA
@@ -133,6 +137,13 @@ def _load(file: Path) -> Document | None:
         ) from error
     _require(isinstance(document, dict), file, "the metadata is no JSON object")
     return dict(document)
+
+
+def _read_bytes(file: Location) -> bytes | None:
+    if isinstance(file, RemoteDirectory):
+        return file.read(MAX_DOCUMENT_BYTES)
+    with file.open("rb") as stream:
+        return stream.read(MAX_DOCUMENT_BYTES + 1)
 
 
 def check_array(node: Node, *, dtypes: Collection[str]) -> ArrayMetadata:
@@ -171,7 +182,7 @@ def check_array(node: Node, *, dtypes: Collection[str]) -> ArrayMetadata:
     else:
         chunks, shards, codecs = _check_v3(document, file)
         names = document.get("dimension_names")
-        document = {**document, "attributes": {}}
+        document = {**document, "attributes": {}, "codecs": _with_orders(document["codecs"], len(shape))}
     for size in (chunks, shards or chunks):
         _require(len(size) == len(shape), file, f"chunks {list(size)} do not have the axes of shape {list(shape)}")
     _require_bounded(shape, chunks, shards, ITEM_BYTES[dtype], file)
@@ -207,7 +218,7 @@ def _dtype(node: Node, dtypes: Collection[str]) -> str:
 Layout = tuple[tuple[int, ...], tuple[int, ...] | None, tuple[str, ...]]
 
 
-def _check_v2(document: Document, file: Path) -> Layout:
+def _check_v2(document: Document, file: Location) -> Layout:
     chunks = _sizes(document.get("chunks"), file, "chunks", minimum=1)
     if document.get("filters"):
         raise _refuse_codec(_codec_names(document["filters"], file, key="id")[0], "no filter", file)
@@ -219,7 +230,7 @@ def _check_v2(document: Document, file: Path) -> Layout:
     return chunks, None, names
 
 
-def _check_v3(document: Document, file: Path) -> Layout:
+def _check_v3(document: Document, file: Location) -> Layout:
     grid = document.get("chunk_grid")
     grid_name = grid.get("name") if isinstance(grid, dict) else grid
     _require(grid_name == "regular", file, f"chunk grid {_show(grid_name)} came, 'regular' was expected")
@@ -244,7 +255,7 @@ def _check_v3(document: Document, file: Path) -> Layout:
 
 
 def _require_bounded(
-    shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...] | None, item_bytes: int, file: Path
+    shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...] | None, item_bytes: int, file: Location
 ) -> None:
     chunk_bytes = math.prod(chunks) * item_bytes
     shard_chunks = math.prod(shards) // math.prod(chunks) if shards else 1
@@ -259,7 +270,7 @@ def _require_bounded(
         raise UnboundedMetadataError(problem, f"in {file}", fix="write the array again with chunks of about 1 MiB")
 
 
-def _codec_names(codecs: object, file: Path, *, key: str) -> tuple[str, ...]:
+def _codec_names(codecs: object, file: Location, *, key: str) -> tuple[str, ...]:
     if not isinstance(codecs, list) or not codecs:
         raise _refuse(file, f"codecs are {_show(codecs)}, a list of codecs was expected")
     names = [codec.get(key) if isinstance(codec, dict) else codec for codec in codecs]
@@ -267,13 +278,13 @@ def _codec_names(codecs: object, file: Path, *, key: str) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _require_codecs(names: Sequence[str], allowed: Sequence[str], file: Path) -> None:
+def _require_codecs(names: Sequence[str], allowed: Sequence[str], file: Location) -> None:
     for name in names:
         if name not in allowed:
             raise _refuse_codec(name, f"one of {', '.join(allowed)}", file)
 
 
-def _refuse_codec(name: str, expected: str, file: Path) -> UnsupportedCodecError:
+def _refuse_codec(name: str, expected: str, file: Location) -> UnsupportedCodecError:
     return UnsupportedCodecError(
         f"codec {_show(name)} came, {expected} was expected",
         f"in {file}",
@@ -281,12 +292,28 @@ def _refuse_codec(name: str, expected: str, file: Path) -> UnsupportedCodecError
     )
 
 
+def _with_orders(codecs: list[Any], ndim: int) -> list[Any]:
+    """Return the codecs with the orders "C" and "F" of early Zarr v3 writers as the numbers that zarr wants."""
+    permutations = {"C": [*range(ndim)], "F": [*reversed(range(ndim))]}
+    changed: list[Any] = []
+    for codec in codecs:
+        configuration = _configuration(codec)
+        order, inner = configuration.get("order"), configuration.get("codecs")
+        changes: Document = {}
+        if isinstance(order, str) and order in permutations:
+            changes = {"order": permutations[order]}
+        elif isinstance(inner, list):  # inside a shard
+            changes = {"codecs": _with_orders(inner, ndim)}
+        changed.append({**codec, "configuration": {**configuration, **changes}} if changes else codec)
+    return changed
+
+
 def _configuration(named: object) -> Document:
     configuration = named.get("configuration") if isinstance(named, dict) else None
     return configuration if isinstance(configuration, dict) else {}
 
 
-def _sizes(value: object, file: Path, what: str, *, minimum: int = 0) -> tuple[int, ...]:
+def _sizes(value: object, file: Location, what: str, *, minimum: int = 0) -> tuple[int, ...]:
     if isinstance(value, list) and all(type(n) is int and minimum <= n < 2**63 for n in value):
         return tuple(value)
     raise _refuse(file, f"{what} is {_show(value)}, a list of 64-bit whole numbers from {minimum} was expected")
@@ -298,12 +325,12 @@ def _names(value: object, ndim: int) -> tuple[str | None, ...] | None:
     return tuple(name if isinstance(name, str) else None for name in value)
 
 
-def _require(is_good: bool, file: Path, problem: str) -> None:
+def _require(is_good: bool, file: Location, problem: str) -> None:
     if not is_good:
         raise _refuse(file, problem)
 
 
-def _refuse(file: Path, problem: str) -> UnsupportedMetadataError:
+def _refuse(file: Location, problem: str) -> UnsupportedMetadataError:
     return UnsupportedMetadataError(problem, f"in {file}", fix=_FIX_METADATA)
 
 

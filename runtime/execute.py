@@ -6,8 +6,9 @@
 3. One block has the engine at a time, and runs its batches one by one; a second thread reads and writes meanwhile.
 4. Where memory runs out, the block is cut into smaller batches, then smaller tiles, and computed again
    (`runtime.engines.memory`); the result is the same.
-5. A block that fails is reported with its reason and the run goes on; a full disk ends it, since nothing could
-   follow.
+5. A block that fails is reported with its reason and the run goes on, also if its workers died of it; a full disk ends
+   it, since nothing could follow.
+6. Each report is written into the journal before the next is waited for.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_deploy.errors import NoSpaceError, ValueRangeError
+from unet_deploy.errors import InterruptedRunError, NoSpaceError, ValueRangeError
 from unet_deploy.geometry import AxisTile, Interval, cover_axis
 from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
 from unet_deploy.runtime.engines.memory import Rung
 from unet_deploy.runtime.engines.runner import TileWork, choose_runner
 from unet_deploy.runtime.engines.symmetries import TileEngine
+from unet_deploy.runtime.journal import BlockRecord, Journal
 from unet_deploy.runtime.layout import Kind, OutputSpec
 from unet_deploy.runtime.normalise import Normaliser, is_in_range
 from unet_deploy.runtime.output import count_regions, downsample_region, write_block
@@ -243,27 +245,67 @@ def _not_finite(window: Pixels, block: Block, z: int) -> ValueRangeError:
     )
 
 
-def run_blocks(job: Job, client: Any, *, progress: ProgressCallback | None) -> list[BlockReport]:
-    """Run all blocks of a job through a ``distributed.Client``; failed blocks are in the reports."""
+def run_blocks(
+    job: Job,
+    client: Any,
+    journal: Journal,
+    *,
+    retry_failed: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: ProgressCallback | None,
+) -> list[BlockReport]:
+    """Run the blocks that the journal does not have yet, through a ``distributed.Client``; write each into it.
+
+    Returns
+    -------
+    list of BlockReport
+        Of the blocks run now, by number; those that failed say so.
+
+    Raises
+    ------
+    InterruptedRunError
+        If `should_stop` said so before the last one; those that ran are in the journal.
+    """
     start = time.perf_counter()
     reports: list[BlockReport] = []
-    pixels = failed = 0
     total = job.plan.n_blocks
-    for report in run_tasks(client, run_block, (job,), total):
+    pending = journal.pending(total, retry_failed=retry_failed)
+    failed = {record.index for record in journal.with_status("failed")}
+
+    def killed(index: int, reason: str) -> BlockReport:
+        pixels = job.plan.block(index).pixels
+        return BlockReport(index=index, pixels=pixels, failure=f"the workers that ran it died: {reason}")
+
+    for report in run_tasks(client, run_block, (job,), pending, should_stop=should_stop, on_killed=killed):
         reports.append(report)
-        pixels += report.pixels
-        failed += report.failure is not None
+        journal.add(
+            BlockRecord(
+                index=report.index,
+                status="done" if report.failure is None else "failed",
+                class_counts=report.class_counts,
+                reason=report.failure,
+            )
+        )
+        failed.discard(report.index)
+        failed.update([report.index] if report.failure is not None else [])
         if progress is not None:
             progress(
                 Progress(
                     stage="segment",
-                    done=len(reports),
+                    done=len(journal.records),
                     total=total,
-                    failed=failed,
-                    pixels=pixels,
+                    failed=len(failed),
+                    pixels=sum(r.pixels for r in reports),
                     seconds=time.perf_counter() - start,
                 )
             )
+    left = sum(1 for _ in journal.pending(total, retry_failed=False))
+    if left:
+        raise InterruptedRunError(
+            f"stopped with {total - left} of {total} blocks done",
+            f"they are in {job.output.path}, which is no result yet",
+            fix="the same command goes on where it stopped; --overwrite starts anew",
+        )
     return sorted(reports, key=lambda r: r.index)
 
 

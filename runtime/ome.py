@@ -1,6 +1,7 @@
 """OME-Zarr metadata as plain values, read and written; no Zarr, no arrays, no files.
 
-1. `parse_multiscales` reads the attributes of a group: versions 0.4 and 0.5 fully, 0.1 to 0.3 with unknown pixel size.
+1. `parse_multiscales` reads the attributes of a group: versions 0.4 and 0.5 fully, 0.1 to 0.3 with unknown pixel size,
+   drafts of 0.6 where they say no more than 0.5 could (`_ome_06`).
 2. Scales and translations are composed in the order given, the image's after the dataset's (OME-Zarr 0.4, section 3.4).
    Anything else a transformation could be (rotation, affine, a path) is refused by name, never ignored.
 3. Axes must be a subset of t, c, z, y, x in that order, with y and x.
@@ -15,18 +16,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from unet_deploy.errors import UnsupportedAxesError, UnsupportedMetadataError
+from unet_deploy.errors import UnsupportedAxesError
+from unet_deploy.runtime._ome_06 import FIX, entry_as_05, is_version_06, refuse, show
 
 OmeVersion = Literal["0.4", "0.5"]
 Attributes = dict[str, Any]
 
 AXES = "tczyx"
-READ_VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5")
+READ_VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6")
 MAX_LEVELS = 64
 _AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
-_FIX = (
-    "rewrite the metadata as OME-Zarr 0.4 or 0.5, or give the path of the array itself; its pixel size is then unknown"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +112,7 @@ def parse_multiscales(attributes: Mapping[str, Any], *, where: str) -> tuple[Mul
 def _parse_images(container: Mapping[str, Any], *, version: str | None, where: str) -> tuple[MultiscaleImage, ...]:
     entries = container.get("multiscales", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise _refuse(f"multiscales is {_show(entries)}, a list of objects was expected", where)
+        raise refuse(f"multiscales is {show(entries)}, a list of objects was expected", where)
     channel_names = _parse_channel_names(container.get("omero"))
     return tuple(
         _parse_image(entry, version=version or _entry_version(entry, where), channel_names=channel_names, where=where)
@@ -129,21 +128,23 @@ def _entry_version(entry: Mapping[str, Any], where: str) -> str:
 
 
 def _require_version(version: object, where: str) -> str:
-    if isinstance(version, str) and version in READ_VERSIONS:
+    if isinstance(version, str) and (version in READ_VERSIONS or is_version_06(version)):
         return version
-    raise _refuse(f"OME-Zarr version {_show(version)} came, one of {', '.join(READ_VERSIONS)} was expected", where)
+    raise refuse(f"OME-Zarr version {show(version)} came, one of {', '.join(READ_VERSIONS)} was expected", where)
 
 
 def _parse_image(
     entry: Mapping[str, Any], *, version: str, channel_names: tuple[str, ...] | None, where: str
 ) -> MultiscaleImage:
+    if is_version_06(version):
+        entry = entry_as_05(entry, where=where)
     axes, units = _parse_axes(entry.get("axes"), version=version, where=where)
     datasets = entry.get("datasets")
     if not isinstance(datasets, list) or not 1 <= len(datasets) <= MAX_LEVELS:
-        raise _refuse(f"datasets is {_show(datasets)}, a list of 1 to {MAX_LEVELS} levels was expected", where)
+        raise refuse(f"datasets is {show(datasets)}, a list of 1 to {MAX_LEVELS} levels was expected", where)
     levels = []
     for dataset in datasets:
-        path = _require_inside(dataset.get("path") if isinstance(dataset, dict) else None, where)
+        path = require_inside(dataset.get("path") if isinstance(dataset, dict) else None, where)
         level = f"{where}, level {path!r}"
         steps = [*_transformations(dataset, level), *_transformations(entry, where)]
         scale, translation = _compose(steps, axes=axes, where=level) if steps else (None, None)
@@ -163,18 +164,18 @@ def _parse_axes(axes: object, *, version: str, where: str) -> tuple[str, tuple[s
     if axes is None and version in ("0.1", "0.2"):
         return AXES, (None,) * len(AXES)  # five axes by definition
     if not isinstance(axes, list) or not 2 <= len(axes) <= len(AXES):
-        raise _refuse(f"axes is {_show(axes)}, a list of 2 to {len(AXES)} axes was expected", where)
+        raise refuse(f"axes is {show(axes)}, a list of 2 to {len(AXES)} axes was expected", where)
     entries = [{"name": axis} if isinstance(axis, str) else axis for axis in axes]
     if not all(isinstance(axis, dict) and isinstance(axis.get("name"), str) for axis in entries):
-        raise _refuse(f"axes is {_show(axes)}, objects with a name were expected", where)
+        raise refuse(f"axes is {show(axes)}, objects with a name were expected", where)
     names = require_axes([axis["name"] for axis in entries], where=where, fix="rewrite the image with those axes")
     for axis in entries:
         kind = axis.get("type")
         if kind not in (None, _AXIS_TYPES[axis["name"]]):
             raise UnsupportedAxesError(
-                f"axis {axis['name']} has the type {_show(kind)}, {_AXIS_TYPES[axis['name']]!r} was expected",
+                f"axis {axis['name']} has the type {show(kind)}, {_AXIS_TYPES[axis['name']]!r} was expected",
                 f"in {where}",
-                fix=_FIX,
+                fix=FIX,
             )
     units = [axis.get("unit") for axis in entries]
     return names, tuple(unit if isinstance(unit, str) and unit else None for unit in units)
@@ -185,7 +186,7 @@ def _transformations(holder: Mapping[str, Any], where: str) -> list[Mapping[str,
     if steps is None:
         return []
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise _refuse(f"coordinateTransformations is {_show(steps)}, a list of objects was expected", where)
+        raise refuse(f"coordinateTransformations is {show(steps)}, a list of objects was expected", where)
     return steps
 
 
@@ -198,13 +199,13 @@ def _compose(
         if kind == "identity":
             continue
         if kind not in ("scale", "translation"):
-            raise _refuse(f"transformation {_show(kind)} came, scale or translation was expected", where)
+            raise refuse(f"transformation {show(kind)} came, scale or translation was expected", where)
         values = step.get(kind)
         if not isinstance(values, list) or len(values) != len(axes) or not all(map(_is_number, values)):
-            raise _refuse(f"{kind} is {_show(values)}, one number for each axis {axes} was expected", where)
+            raise refuse(f"{kind} is {show(values)}, one number for each axis {axes} was expected", where)
         if kind == "scale":
             if min(values) <= 0:
-                raise _refuse(f"scale is {_show(values)}, positive numbers were expected", where)
+                raise refuse(f"scale is {show(values)}, positive numbers were expected", where)
             scale = [s * v for s, v in zip(scale, values, strict=True)]
             translation = [t * v for t, v in zip(translation, values, strict=True)]
         else:
@@ -221,25 +222,23 @@ def _parse_channel_names(omero: object) -> tuple[str, ...] | None:
     return tuple(label if isinstance(label, str) and label else str(i) for i, label in enumerate(labels)) or None
 
 
-def _require_inside(path: object, where: str) -> str:
+def require_inside(path: object, where: str) -> str:
+    """Return a path without its last slash, or refuse one that leaves the group.
+
+    Raises
+    ------
+    UnsupportedMetadataError
+        If it is no text, absolute, or leads upwards.
+    """
     if isinstance(path, str):
         parts = path.rstrip("/").split("/")
         if all(part not in ("", ".", "..") and not set(part) & set("\\:\0") for part in parts):
             return "/".join(parts)
-    raise _refuse(f"dataset path {_show(path)} came, a relative path inside the group was expected", where)
-
-
-def _refuse(problem: str, where: str) -> UnsupportedMetadataError:
-    return UnsupportedMetadataError(problem, f"in {where}", fix=_FIX)
+    raise refuse(f"path {show(path)} came, a relative path inside the group was expected", where)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def multiscales_attributes(

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import math
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,14 +25,18 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
-from unet_deploy.errors import InputDataError, NoSpaceError, OutputExistsError, OutputPathError
+from unet_deploy.errors import InputDataError, NoSpaceError, OutputBusyError, OutputExistsError, OutputPathError
 from unet_deploy.geometry import Interval
 from unet_deploy.runtime._zarr_metadata import read_node
+from unet_deploy.runtime.journal import FOLDER, STATUSES, Journal, create_journal, remove
 from unet_deploy.runtime.layout import LABELS_NAME, PROVENANCE_KEY, Kind, OutputSpec, multiscales_of, omero_of
 from unet_deploy.runtime.ome import image_label_attributes
 
 ZSTD_LEVEL = 1
 
+STATUS_VALUES: dict[str, int] = {"done": 1, "empty": 2, "failed": 3}
+"""Of the image of blocks; 0 is pending."""
+_PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
 _NODE_FILES = ("zarr.json", ".zgroup", ".zarray")
 
 
@@ -65,7 +71,13 @@ def check_output_path(output: Path, *, volume: Path, overwrite: bool) -> None:
             f"{output.parent} was expected to be a folder",
             fix="create it, or choose another --output",
         )
-    if not output.exists():
+    if output.is_symlink():
+        raise OutputPathError(
+            f"the output {output} is a link",
+            "what it leads to would be written to, or deleted",
+            fix=f"--output {output.resolve()}, or another place",
+        )
+    if not output.exists() or is_stillborn(output):
         return
     if not overwrite:
         raise OutputExistsError(
@@ -79,6 +91,19 @@ def check_output_path(output: Path, *, volume: Path, overwrite: bool) -> None:
             f"a Zarr group with the attribute {PROVENANCE_KEY!r} was expected",
             fix="choose another --output, or remove it yourself",
         )
+
+
+def remove_partial_files(output: Path) -> None:
+    """Delete what a kill left of files that were being written: Zarr writes each under another name first."""
+    for folder, _, names in os.walk(output):
+        for name in names:
+            if _PARTIAL.fullmatch(name):
+                Path(folder, name).unlink(missing_ok=True)
+
+
+def is_stillborn(output: Path) -> bool:
+    """Tell whether a folder holds nothing but the journal of a run that was killed before it made the store."""
+    return output.is_dir() and [entry.name for entry in output.iterdir()] == [FOLDER]
 
 
 @contextmanager
@@ -96,7 +121,7 @@ def full_disk_named(where: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise NoSpaceError(
-            f"the disk is full: {error.strerror}", where, fix="free space, then run again with --overwrite"
+            f"the disk is full: {error.strerror}", where, fix="free space, then give the same command again"
         ) from error
 
 
@@ -136,20 +161,26 @@ def check_space(spec: OutputSpec) -> None:
         )
 
 
-def create_output(spec: OutputSpec, *, overwrite: bool, provenance: Mapping[str, Any]) -> None:
-    """Create the store with its full-resolution arrays, marked as running.
+def create_output(spec: OutputSpec, *, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any]) -> Journal:
+    """Create the store with its full-resolution arrays, marked as running, and its journal, which is returned open.
 
-    `check_output_path` was called before; an existing store of ours is deleted here.
+    `check_output_path` was called before; what an existing store of ours holds is deleted here, once its journal is
+    locked: no other run writes there.
 
     Raises
     ------
     OutputPathError
         If the store cannot be written.
+    OutputBusyError
+        If another run writes there.
     """
     path = Path(spec.path)
+    journal: Journal | None = None
     try:
-        if overwrite and path.exists():
-            shutil.rmtree(path)
+        journal = create_journal(path, fingerprint)
+        for entry in path.iterdir():
+            if entry.name != FOLDER:
+                remove(entry)
         root = zarr.create_group(
             spec.path,
             zarr_format=spec.zarr_format,
@@ -157,15 +188,21 @@ def create_output(spec: OutputSpec, *, overwrite: bool, provenance: Mapping[str,
         )
         if "labels" in spec.kinds:
             root.create_group(f"labels/{LABELS_NAME}")
+        _create_status(spec)
         for kind in spec.kinds:
             for level in range(spec.n_levels):
                 _create_level(spec, kind, level)
+    except OutputBusyError:
+        raise
     except OSError as error:
+        if journal is not None:
+            journal.close()
         raise OutputPathError(
             f"the output {path} cannot be written: {error.strerror or error}",
             f"{type(error).__name__} at {error.filename or path}",
             fix="choose an --output where you may write",
         ) from error
+    return journal
 
 
 def write_block(
@@ -243,6 +280,15 @@ def _write_levels(
             _write(spec, kind, level + deeper, place, array)
 
 
+def write_status(spec: OutputSpec, journal: Journal) -> None:
+    """Write what became of each block as an image of one pixel a block, (t, z, y, x); see `STATUS_VALUES`."""
+    image = np.zeros(_status_shape(spec), np.uint8)
+    for status in STATUSES:
+        image.flat[[record.index for record in journal.with_status(status)]] = STATUS_VALUES[status]
+    with full_disk_named(f"while writing the blocks' status at {spec.path}"):
+        zarr.open_array(spec.path, path=FOLDER, mode="r+")[...] = image
+
+
 def finish_output(spec: OutputSpec, *, provenance: Mapping[str, Any], source: str | None) -> None:
     """Write the OME metadata and the final provenance, which carries the status."""
     root = zarr.open_group(spec.path, mode="r+")
@@ -309,6 +355,31 @@ def _region_counts(spec: OutputSpec, level: int) -> tuple[int, int, int, int]:
     e = spec.level_extents(level)
     z, y, x = (-(-n // size) for n, size in zip((e.z, e.y, e.x), spec.region, strict=True))
     return e.t, z, y, x
+
+
+def _status_shape(spec: OutputSpec) -> tuple[int, int, int, int]:
+    e = spec.extents
+    z, y, x = (-(-n // size) for n, size in zip((e.z, e.y, e.x), spec.block, strict=True))
+    return e.t, z, y, x
+
+
+def _create_status(spec: OutputSpec) -> None:
+    # An array, since Zarr never lists what else is in an array's folder: the journal is no concern of a viewer.
+    shape = _status_shape(spec)
+    zarr.create_array(
+        spec.path,
+        name=FOLDER,
+        shape=shape,
+        chunks=tuple(min(n, 1024) for n in shape),
+        dtype="uint8",
+        compressors=ZstdCodec(level=ZSTD_LEVEL) if spec.zarr_format == 3 else _zstd_v2(),
+        fill_value=0,
+        zarr_format=spec.zarr_format,
+        dimension_names=list("tzyx") if spec.zarr_format == 3 else None,
+        chunk_key_encoding={"name": "default" if spec.zarr_format == 3 else "v2", "separator": "/"},
+        attributes={"blocks": {"pending": 0, **STATUS_VALUES}, "block_zyx": list(spec.block)},
+        write_data=False,
+    )
 
 
 def _create_level(spec: OutputSpec, kind: Kind, level: int) -> None:

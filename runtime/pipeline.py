@@ -13,7 +13,8 @@ from __future__ import annotations
 import datetime
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,12 +30,21 @@ from unet_deploy.runtime.engines import EngineDescription, candidates
 from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, get_engine, settle_engine
 from unet_deploy.runtime.engines.memory import Rung
 from unet_deploy.runtime.engines.runner import choose_runner
-from unet_deploy.runtime.execute import BlockReport, Job, ProgressCallback, run_blocks, run_pyramid
+from unet_deploy.runtime.execute import Job, ProgressCallback, run_blocks, run_pyramid
+from unet_deploy.runtime.journal import BlockRecord, Journal, reopen_journal
 from unet_deploy.runtime.layout import KINDS, LABELS_NAME, OutputSpec, require_kinds
 from unet_deploy.runtime.normalise import choose_normaliser
-from unet_deploy.runtime.output import check_output_path, check_space, create_output, finish_output
+from unet_deploy.runtime.output import (
+    check_output_path,
+    check_space,
+    create_output,
+    finish_output,
+    remove_partial_files,
+    write_status,
+)
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, SegmentationPlan
 from unet_deploy.runtime.preparation import Preparation, default_output, prepare
+from unet_deploy.runtime.resume import find_begun, fingerprint_of, is_unborn
 from unet_deploy.runtime.scheduling import connect
 from unet_deploy.runtime.statistics import VolumeStatistics, measure_volume
 
@@ -45,9 +55,10 @@ class SegmentationResult:
 
     `class_fractions` has the share of each class by name, where labels were made. `seconds` has the wall time by stage
     ("total" among them) and the summed thread time of reading, inference (waiting for the engine included) and
-    writing. `failed` lists the blocks that are holes in the output. `statistics` are the grey values that the volume
-    was scaled by; None where the card asks for none, or `input_range` was given. `rungs` are the sizes that were given
-    to the engine where its memory ran out, from the planned one down; else empty.
+    writing. `failed` lists the blocks that are holes in the output, `blocks_found` says how many an earlier part of the
+    run had done, and `pixels` how many were made now. `statistics` are the grey values that the volume was scaled by;
+    None where the card asks for none, or `input_range` was given. `rungs` are the sizes that were given to the engine
+    where its memory ran out, from the planned one down; else empty.
     """
 
     output: Path
@@ -56,14 +67,16 @@ class SegmentationResult:
     engine: EngineDescription
     class_fractions: dict[str, float]
     seconds: dict[str, float]
-    failed: tuple[BlockReport, ...]
+    pixels: int
+    failed: tuple[BlockRecord, ...]
+    blocks_found: int = 0
     statistics: VolumeStatistics | None = None
     rungs: tuple[Rung, ...] = ()
 
     @property
     def pixels_per_second(self) -> float:
-        """Output pixels per second of wall time, everything included."""
-        return self.plan.extents.pixels / self.seconds["total"]
+        """Output pixels made now per second of wall time, everything included."""
+        return self.pixels / self.seconds["total"]
 
 
 def segment(
@@ -87,12 +100,17 @@ def segment(
     scheduler: Any | None = None,
     check_free_space: bool = True,
     engine_factory: EngineFactory | None = None,
+    retry_failed: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
     progress: ProgressCallback | None = None,
 ) -> SegmentationResult:
     """Segment a Zarr volume plane by plane, and write labels and probabilities as OME-Zarr.
 
     The result does not depend on `tile`, `batch`, `memory_bytes`, `scheduler` or the volume's chunks: it equals one
     pass of the network over each whole mirrored plane (paper, figure 2), up to the engine's own rounding.
+
+    A run that was killed or stopped goes on when it is begun again with the same inputs and parameters, and ends with
+    the bytes of an unbroken one.
 
     Parameters
     ----------
@@ -136,6 +154,10 @@ def segment(
         None to run in this process, the address of a Dask scheduler, or a ``distributed.Client``.
     check_free_space
         Refuse to start when the uncompressed result would not fit on the disk.
+    retry_failed
+        Run the failed blocks of an earlier run again.
+    should_stop
+        Asked before each block; once it says so, the blocks in flight are finished and no other begun.
     engine_factory
         Makes the engine from the artifact, in place of those that come with the package; importable by workers.
     progress
@@ -159,6 +181,8 @@ def segment(
         Also if the disk fills up meanwhile; the output then says that it is unfinished.
     PartialResultError
         If blocks failed; the output holds the others and says so.
+    InterruptedRunError
+        If `should_stop` said so before the last block.
     """
     started = time.perf_counter()
     kinds = require_kinds(write)
@@ -176,9 +200,11 @@ def segment(
         tta=tta,
     )
     target = Path(output) if output is not None else default_output(volume)
-    check_output_path(target, volume=Path(ready.volume.info.path), overwrite=overwrite)
+    begun = None if overwrite else find_begun(target, retry_failed=retry_failed)
+    is_free_to_write = overwrite or begun is not None or is_unborn(target)
+    check_output_path(target, volume=Path(ready.volume.info.path), overwrite=is_free_to_write)
     spec = ready.output_spec(target, kinds)
-    if check_free_space:
+    if check_free_space and begun is None:
         check_space(spec)
     request, description = settle_engine(
         EngineRequest(
@@ -191,71 +217,86 @@ def segment(
             tta=tta,
         )
     )
-    try:
-        with connect(scheduler) as client:
-            checked = time.perf_counter()
-            ready, statistics = _measure(ready, client, progress=progress)
-            measured = time.perf_counter()
-            assert ready.normaliser is not None
-            # What an engine computes from raw pixels is proved here, before anything is written.
-            choose_runner(get_engine(request), ready.normaliser, dtype=ready.volume.info.dtype, kinds=kinds)
-            provenance = _provenance(ready, description, spec, input_range=input_range, statistics=statistics)
-            create_output(spec, overwrite=overwrite, provenance=provenance)
-            job = Job(
-                plan=ready.plan,
-                volume=ready.volume,
-                channels=ready.channels,
-                normaliser=ready.normaliser,
-                engine=request,
-                output=spec,
-            )
-            prepared = time.perf_counter()
-            reports = run_blocks(job, client, progress=progress)
-            executed = time.perf_counter()
-            run_pyramid(spec, client, progress=progress)
-    finally:
-        drop_engine(request)
-    seconds = {
-        "total": time.perf_counter() - started,
-        "prepare": (prepared - started) - (measured - checked),
-        "statistics": measured - checked,
-        "blocks": executed - prepared,
-        "pyramid": time.perf_counter() - executed,
-        "read": sum(r.read_s for r in reports),
-        "infer": sum(r.infer_s for r in reports),
-        "write": sum(r.write_s for r in reports),
-    }
-    failed = tuple(r for r in reports if r.failure is not None)
-    result = SegmentationResult(
-        output=target,
-        labels=target / "labels" / LABELS_NAME if "labels" in kinds else None,
-        plan=ready.plan,
-        engine=description,
-        class_fractions=_class_fractions(reports, ready.artifact.card),
-        seconds=seconds,
-        failed=failed,
-        statistics=statistics,
-        rungs=max((r.rungs for r in reports), key=len, default=()),  # workers climb the same ladder, some further
-    )
-    _finish(spec, provenance, result)
+    with ExitStack() as held:
+        held.callback(drop_engine, request)
+        client = held.enter_context(connect(scheduler))
+        checked = time.perf_counter()
+        known = None if begun is None else begun.statistics
+        ready, statistics = _measure(ready, client, known=known, progress=progress)
+        measured = time.perf_counter()
+        assert ready.normaliser is not None
+        # What an engine computes from raw pixels is proved here, before anything is written.
+        choose_runner(get_engine(request), ready.normaliser, dtype=ready.volume.info.dtype, kinds=kinds)
+        provenance = _provenance(ready, description, spec, input_range=input_range, statistics=statistics)
+        fingerprint = fingerprint_of(
+            ready, description, spec, threads=threads, input_range=input_range, statistics=statistics
+        )
+        if begun is None:
+            journal = held.enter_context(create_output(spec, fingerprint=fingerprint, provenance=provenance))
+        else:
+            journal = held.enter_context(reopen_journal(target, fingerprint))
+            remove_partial_files(target)
+            provenance = {**provenance, "parts": begun.parts}
+        job = Job(
+            plan=ready.plan,
+            volume=ready.volume,
+            channels=ready.channels,
+            normaliser=ready.normaliser,
+            engine=request,
+            output=spec,
+        )
+        prepared = time.perf_counter()
+        reports = run_blocks(
+            job, client, journal, retry_failed=retry_failed, should_stop=should_stop, progress=progress
+        )
+        executed = time.perf_counter()
+        run_pyramid(spec, client, progress=progress)
+        write_status(spec, journal)
+        seconds = {
+            "total": time.perf_counter() - started,
+            "prepare": (prepared - started) - (measured - checked),
+            "statistics": measured - checked,
+            "blocks": executed - prepared,
+            "pyramid": time.perf_counter() - executed,
+            "read": sum(r.read_s for r in reports),
+            "infer": sum(r.infer_s for r in reports),
+            "write": sum(r.write_s for r in reports),
+        }
+        result = SegmentationResult(
+            output=target,
+            labels=target / "labels" / LABELS_NAME if "labels" in kinds else None,
+            plan=ready.plan,
+            engine=description,
+            class_fractions=_class_fractions(journal, ready.artifact.card),
+            seconds=seconds,
+            pixels=sum(r.pixels for r in reports),
+            failed=journal.with_status("failed"),
+            blocks_found=0 if begun is None else ready.plan.n_blocks - len(reports),
+            statistics=statistics,
+            rungs=max((r.rungs for r in reports), key=len, default=()),  # workers climb the same ladder, some further
+        )
+        _finish(spec, provenance, result)
     return result
 
 
 def _measure(
-    ready: Preparation, client: Any, *, progress: ProgressCallback | None
+    ready: Preparation, client: Any, *, known: VolumeStatistics | None, progress: ProgressCallback | None
 ) -> tuple[Preparation, VolumeStatistics | None]:
-    """Return the preparation with its normaliser, and what was measured for it."""
+    """Return the preparation with its normaliser, and what was measured for it, now or before."""
     card, info = ready.artifact.card, ready.volume.info
     if ready.normaliser is not None:
         return ready, None
-    assert card.normalisation.percentiles is not None
-    found = measure_volume(ready.volume, ready.channels, card.normalisation.percentiles, client, progress=progress)
+    percentiles = card.normalisation.percentiles
+    assert percentiles is not None
+    found = known
+    if found is None or found.percentiles != percentiles or len(found.ranges) != len(ready.channels):
+        found = measure_volume(ready.volume, ready.channels, percentiles, client, progress=progress)
     chosen = choose_normaliser(card, info.dtype, input_range=None, source=info.path, measured=found.ranges)
     return replace(ready, normaliser=chosen), found
 
 
-def _class_fractions(reports: Sequence[BlockReport], card: ModelCard) -> dict[str, float]:
-    counts = [r.class_counts for r in reports if r.class_counts]
+def _class_fractions(journal: Journal, card: ModelCard) -> dict[str, float]:
+    counts = [r.class_counts for r in journal.records.values() if r.class_counts]
     if not counts:  # no labels were made
         return {}
     totals = np.array(counts, np.int64).sum(axis=0)
@@ -304,7 +345,7 @@ def _provenance(
 
 
 def _finish(spec: OutputSpec, provenance: dict[str, Any], result: SegmentationResult) -> None:
-    failures = [{"block": r.index, "reason": r.failure} for r in result.failed]
+    failures = [{"block": r.index, "reason": r.reason} for r in result.failed]
     finish_output(
         spec,
         provenance={
@@ -318,11 +359,11 @@ def _finish(spec: OutputSpec, provenance: dict[str, Any], result: SegmentationRe
         source="../../" if "probabilities" in spec.kinds else None,
     )
     if failures:
-        listing = [f"block {r.index}: {(r.failure or '').splitlines()[0]}" for r in result.failed[:10]]
+        listing = [f"block {r.index}: {(r.reason or '').splitlines()[0]}" for r in result.failed[:10]]
         more = len(failures) - len(listing)
         raise PartialResultError(
             f"{len(failures)} of {result.plan.n_blocks} blocks failed; they are 0 in {result.output}",
             *listing,
             *([f"and {more} more, listed in the output's attributes"] if more else []),
-            fix="mend the cause, then run again with --overwrite",
+            fix="mend the cause, then give the same command with --retry-failed",
         )

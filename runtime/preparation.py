@@ -12,6 +12,7 @@ import numpy as np
 
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import ChannelError
+from unet_deploy.runtime._remote import RemoteDirectory, as_location
 from unet_deploy.runtime.artifact import Artifact, load_bundled_artifact
 from unet_deploy.runtime.layout import Kind, OutputSpec
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
@@ -27,12 +28,20 @@ def default_output(volume: str | Path) -> Path:
 
     >>> default_output("data/brain.ome.zarr").as_posix()
     'data/brain_segmentation.ome.zarr'
+
+    That of an address goes to the working directory.
+
+    >>> default_output("s3://bucket/plate.zarr/A/1").as_posix()
+    'plate_A_1_segmentation.ome.zarr'
     """
+    place = as_location(volume)
+    if isinstance(place, RemoteDirectory):
+        return Path("_".join((*place.stem_and_inside, "segmentation")) + ".ome.zarr")
     path = Path(volume)
     store = find_store(path)
     inside = () if store is None else path.resolve().relative_to(store).parts
     root = store or (path if path.name not in ("", "..") else path.resolve())
-    stem = re.sub(r"(\.ome)?\.zarr$", "", root.name) or root.name
+    stem = re.sub(r"(\.ome)?\.(zarr|tiff?)$", "", root.name, flags=re.IGNORECASE) or root.name
     return root.parent / ("_".join((stem, *inside, "segmentation")) + ".ome.zarr")
 
 

@@ -3,12 +3,14 @@
 1. `connect` gives a client and closes only what it opened.
 2. `run_tasks` sends what all tasks share once, and keeps a bounded number of them submitted, so that a million tasks
    cost the scheduler constant memory.
+3. Workers may die and join. A task whose worker died is run by another; what was sent to workers that are gone is sent
+   again. A task that takes its workers with it, one after the other, is given up.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -16,29 +18,88 @@ from typing import Any
 from unet_deploy.errors import SchedulerError
 from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT
 
+MAX_SENT_AGAIN = 10
+"""How often a task is submitted anew because its input was lost with a worker."""
 
-def run_tasks(client: Any, function: Callable[..., Any], shared: tuple[Any, ...], count: int) -> Iterator[Any]:
-    """Yield ``function(*shared, i)`` for i in 0..count-1 as they finish, a bounded number submitted at a time."""
-    from distributed import as_completed
+
+def run_tasks(
+    client: Any,
+    function: Callable[..., Any],
+    shared: tuple[Any, ...],
+    numbers: int | Iterable[int],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_killed: Callable[[int, str], Any] | None = None,
+) -> Iterator[Any]:
+    """Yield ``function(*shared, i)`` as they finish, a bounded number submitted at a time.
+
+    Parameters
+    ----------
+    client
+        A ``distributed.Client``.
+    function, shared
+        The task, and what it takes before its number; the first of these is sent to the workers once.
+    numbers
+        The numbers i, or how many from 0 on.
+    should_stop
+        Asked before each task; once it says so, what is in flight is finished and nothing more begun.
+    on_killed
+        Gives the result of a task that its workers did not survive, from its number and the reason.
+
+    Raises
+    ------
+    SchedulerError
+        If a task is given up and there is no `on_killed`.
+    """
+    from distributed import KilledWorker, as_completed
 
     big, *small = shared
     sent = client.scatter(big, hash=False, broadcast=True)
-    in_flight = 2 * sum(client.nthreads().values()) + 1
-    numbers = iter(range(count))
+    left = iter(range(numbers) if isinstance(numbers, int) else numbers)
+    tasks: dict[str, int] = {}
+    lost: dict[int, int] = {}
 
     def submit(i: int) -> Any:
-        return client.submit(function, sent, *small, i, pure=False)
+        future = client.submit(function, sent, *small, i, pure=False)
+        tasks[future.key] = i
+        return future
 
-    completed = as_completed([submit(i) for i in islice(numbers, in_flight)], loop=client.loop)
+    in_flight = 2 * sum(client.nthreads().values()) + 1
+    first = [] if should_stop() else list(islice(left, in_flight))
+    completed = as_completed([submit(i) for i in first], loop=client.loop)
     try:
         for future in completed:
-            yield future.result()
+            i = tasks.pop(future.key)
+            if future.status in ("cancelled", "lost"):  # the only worker that held `sent` is gone
+                lost[i] = lost.get(i, 0) + 1
+                if lost[i] <= MAX_SENT_AGAIN:
+                    sent = client.scatter(big, hash=False, broadcast=True)
+                    completed.add(submit(i))
+                    continue
+                yield _give_up(i, "its input was lost with its worker, again and again", on_killed)
+            else:
+                try:
+                    result = future.result()
+                except KilledWorker as error:
+                    result = _give_up(i, str(error).splitlines()[0], on_killed)
+                yield result
             future.release()
-            for i in islice(numbers, 1):
-                completed.add(submit(i))
+            if not should_stop():
+                for i in islice(left, 1):
+                    completed.add(submit(i))
     except BaseException:
         client.cancel(list(completed.futures))
         raise
+
+
+def _give_up(i: int, reason: str, on_killed: Callable[[int, str], Any] | None) -> Any:
+    if on_killed is not None:
+        return on_killed(i, reason)
+    raise SchedulerError(
+        "workers died while they did a part of the work, one after the other",
+        f"part {i}: {reason}",
+        fix="look at the workers' logs; where memory ran out, give them more or allow less (--memory)",
+    )
 
 
 @contextmanager

@@ -39,6 +39,16 @@ class VolumeStatistics:
         """Return JSON values for provenance."""
         return {"percentiles": list(self.percentiles), "ranges": [list(pair) for pair in self.ranges]}
 
+    @classmethod
+    def from_object(cls, value: Any) -> VolumeStatistics | None:
+        """Return what `to_object` gave; None for anything else, which is then measured again."""
+        try:
+            low, high = value["percentiles"]
+            ranges = tuple((float(first), float(last)) for first, last in value["ranges"])
+            return cls(percentiles=(float(low), float(high)), ranges=ranges)
+        except (KeyError, TypeError, ValueError):
+            return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counting:

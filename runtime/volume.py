@@ -11,10 +11,8 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,9 @@ from unet_deploy.errors import (
 from unet_deploy.geometry import Interval
 from unet_deploy.runtime._chunk_guard import ChunkStore, guarded_document
 from unet_deploy.runtime._locate import axes_of_array, locate
+from unet_deploy.runtime._remote import Location, as_location, open_store
+from unet_deploy.runtime._remote_store import RemoteChunkStore
+from unet_deploy.runtime._tiff import TiffSeries, is_tiff, read_series, tiff_info
 from unet_deploy.runtime._zarr_metadata import (
     INPUT_DTYPES,
     ITEM_BYTES,
@@ -42,48 +43,11 @@ from unet_deploy.runtime._zarr_metadata import (
     check_array,
     read_node,
 )
+from unet_deploy.runtime.images import choose_entry, list_images
 from unet_deploy.runtime.ome import AXES, LevelTransform, MultiscaleImage
+from unet_deploy.runtime.volume_info import Level, VolumeInfo, describe_info
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """One array of the pyramid; shape and chunks are None where the array is absent or cannot be read."""
-
-    path: str
-    shape: tuple[int, ...] | None
-    chunks: tuple[int, ...] | None
-    shards: tuple[int, ...] | None
-    scale: tuple[float, ...] | None
-    translation: tuple[float, ...] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeInfo:
-    """What is known about a volume without decoding a chunk.
-
-    `path` is absolute and names the image's group or the bare array; `array_path` is the chosen level inside it, ""
-    for a bare array. Tuples have one entry an axis of `axes`. `chunks` is the unit of decoding (in a sharded array
-    the inner chunk). `scale`, `translation`, `units` and `ome_version` are None for a bare array.
-    """
-
-    path: str
-    array_path: str
-    zarr_format: int
-    ome_version: str | None
-    name: str
-    axes: str
-    shape: tuple[int, ...]
-    dtype: str
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    scale: tuple[float, ...] | None
-    translation: tuple[float, ...] | None
-    units: tuple[str | None, ...] | None
-    fill_value: int | float
-    codecs: tuple[str, ...]
-    channel_names: tuple[str, ...] | None
-    levels: tuple[Level, ...]
-    level: int
+__all__ = ["Level", "Volume", "VolumeInfo", "describe_volume", "open_volume"]
 
 
 class Volume:
@@ -91,7 +55,8 @@ class Volume:
 
     __slots__ = ("_array", "_file", "info")
 
-    def __init__(self, info: VolumeInfo, array: zarr.Array[Any], file: Path) -> None:
+    def __init__(self, info: VolumeInfo, array: zarr.Array[Any], file: Location) -> None:
+        """Keep what is read: `file` is what must still be there afterwards."""
         self.info = info
         self._array = array
         self._file = file
@@ -145,15 +110,19 @@ class Volume:
             assert 0 <= interval.start < interval.stop <= self.extent(axis), (axis, interval, self.info.shape)
         assert channels, "no channel asked for"
         assert all(0 <= channel < self.extent("c") for channel in channels), channels
-        selection = tuple(window[axis].slice if axis != "c" else _as_index(channels) for axis in self.info.axes)
+        stored = self.info.stored_axes or self.info.axes
+        selection = tuple(window[axis].slice if axis != "c" else _as_index(channels) for axis in stored)
         try:
             data = np.asarray(self._array.oindex[selection])
         except MemoryError:
             raise  # not the volume's fault; whoever plans memory must see it
         except Exception as error:  # zarr, its codecs and the file system raise anything
             raise self._unreadable(window, channels, f"{type(error).__name__}: {error}") from error
-        if not self._file.is_file():  # every chunk of a vanished volume would read as the fill value
+        is_gone = isinstance(self._file, Path) and not self._file.is_file()
+        if is_gone:  # every chunk of a vanished volume would read as the fill value; remote stores look for themselves
             raise self._unreadable(window, channels, f"{self._file} is no longer there")
+        if stored != self.info.axes:
+            data = data.transpose([stored.index(axis) for axis in self.info.axes])
         sizes = [len(channels) if axis == "c" else window[axis].size for axis in AXES]
         return np.ascontiguousarray(data, dtype=self.info.dtype).reshape(sizes)
 
@@ -163,7 +132,7 @@ class Volume:
             parts.insert(self.info.axes.index("c"), f"c {','.join(map(str, channels))}")
         return ReadError(
             f"the window {', '.join(parts)} cannot be read",
-            f"in {self._file.parent}",
+            f"in {self._file if self.info.container == 'tiff' else self._file.parent}",
             cause,
             fix="check the disk, and copy the volume again from its source if a chunk is damaged",
         )
@@ -174,15 +143,46 @@ def _as_index(channels: list[int]) -> slice | npt.NDArray[np.int64]:
     return slice(run.start, run.stop) if channels == [*run] else np.asarray(channels, dtype=np.int64)
 
 
+def _reopen_tiff(info: VolumeInfo) -> Volume:
+    file = Path(info.path)
+    series = read_series(file, info.series, level=info.level, axes=info.stored_axes, dtypes=(info.dtype,))
+    found = (series.ordered(series.shape), series.dtype, series.ordered(series.chunks), None)
+    if found != (info.shape, info.dtype, info.chunks, info.shards):
+        raise _changed(found, file)
+    return Volume(info, _tiff_array(series), file)
+
+
+def _changed(found: object, where: Location) -> ReadError:
+    return ReadError(
+        f"the volume is not what it was when it was opened: {found or 'nothing'} is there now",
+        f"in {where}",
+        fix="let every worker see the same files at the same path, and do not change a volume in use",
+    )
+
+
+def describe_volume(volume: Volume) -> dict[str, Any]:
+    """Return what `inspect` shows of a volume, as plain JSON values."""
+    return describe_info(volume.info)
+
+
 def open_volume(
-    path: str | Path, *, level: int = 0, axes: str | None = None, dtypes: Collection[str] = INPUT_DTYPES
+    path: str | Path,
+    *,
+    image: str | None = None,
+    level: int = 0,
+    axes: str | None = None,
+    dtypes: Collection[str] = INPUT_DTYPES,
 ) -> Volume:
     """Open a Zarr array or OME-Zarr image for reading.
 
     Parameters
     ----------
     path
-        A local directory: an OME-Zarr group (0.1 to 0.5), or an array of Zarr v2 or v3, also inside a store.
+        A local directory or an address (http, https, s3): an OME-Zarr group (0.1 to 0.5, and drafts of 0.6), or an
+        array of Zarr v2 or v3, also inside a store. Or a local TIFF file.
+    image
+        Which image of a plate, well, bioformats2raw series or other group of several: its name as `list_images` gives
+        it, its path inside the store, or its title; "" is the path itself.
     level
         Which array of an OME-Zarr pyramid; 0 is the finest.
     axes
@@ -198,11 +198,13 @@ def open_volume(
     Raises
     ------
     VolumeNotFoundError
-        If there is nothing at the path, or it is a URL.
+        If there is nothing at the path, or it is an address of another kind.
     NotAVolumeError
         If it is a file, no Zarr, a group without an image, or the level's array is absent.
     SeveralImagesError
-        If the group holds several images.
+        If the group holds several images, and none was named.
+    UnknownNameError
+        If there is no image of that name, or several.
     UnsupportedAxesError, UnsupportedDtypeError, UnsupportedCodecError, UnsupportedMetadataError
         If it is something the runtime cannot read.
     UnboundedMetadataError
@@ -212,13 +214,27 @@ def open_volume(
     ReadError
         If the metadata exists and cannot be read.
     """
-    located = locate(path)
+    if is_tiff(Path(path)):
+        return _open_tiff(Path(path).absolute(), image=image, level=level, axes=axes, dtypes=dtypes)
+    located = locate(path, image)
     if isinstance(located.found, Node):
         return _open_array(located.root, located.found, level=level, axes=axes, dtypes=dtypes)
     return _open_image(located.root, located.found, level=level, axes=axes, dtypes=dtypes)
 
 
-def _open_array(root: Path, node: Node, *, level: int, axes: str | None, dtypes: Collection[str]) -> Volume:
+def _open_tiff(file: Path, *, image: str | None, level: int, axes: str | None, dtypes: Collection[str]) -> Volume:
+    entries = list_images(file)
+    index = entries.index(choose_entry(str(file), entries, image))
+    series = read_series(file, index, level=level, axes=axes, dtypes=dtypes)
+    info = tiff_info(file, series, index=index, level=level)
+    return Volume(info, _tiff_array(series), file)
+
+
+def _tiff_array(series: TiffSeries) -> zarr.Array[Any]:
+    return zarr.Array.from_dict(StorePath(series.store), dict(series.document))
+
+
+def _open_array(root: Location, node: Node, *, level: int, axes: str | None, dtypes: Collection[str]) -> Volume:
     if level != 0:
         raise UsageError(
             f"level {level} came, but {root} is an array, which has only level 0",
@@ -230,7 +246,9 @@ def _open_array(root: Path, node: Node, *, level: int, axes: str | None, dtypes:
     return _make(root, metadata, axes=names, levels=(_level(transform, metadata),), level=0, image=None)
 
 
-def _open_image(root: Path, image: MultiscaleImage, *, level: int, axes: str | None, dtypes: Collection[str]) -> Volume:
+def _open_image(
+    root: Location, image: MultiscaleImage, *, level: int, axes: str | None, dtypes: Collection[str]
+) -> Volume:
     if axes is not None and axes != image.axes:
         raise UsageError(
             f"--axes {axes} came, but the OME-Zarr metadata says {image.axes}",
@@ -265,7 +283,7 @@ def _open_image(root: Path, image: MultiscaleImage, *, level: int, axes: str | N
     return _make(root, metadata, axes=image.axes, levels=levels, level=level, image=image)
 
 
-def _metadata_or_none(directory: Path) -> ArrayMetadata | None:
+def _metadata_or_none(directory: Location) -> ArrayMetadata | None:
     try:
         node = read_node(directory)
         return check_array(node, dtypes=ITEM_BYTES) if node is not None and node.kind == "array" else None
@@ -285,7 +303,7 @@ def _level(transform: LevelTransform, metadata: ArrayMetadata | None) -> Level:
 
 
 def _make(
-    root: Path,
+    root: Location,
     metadata: ArrayMetadata,
     *,
     axes: str,
@@ -320,7 +338,7 @@ def _make(
 
 
 def _zarr_array(metadata: ArrayMetadata) -> zarr.Array[Any]:
-    store = StorePath(ChunkStore(metadata.file.parent, read_only=True))
+    store = _chunk_store(metadata.file)
     try:
         return zarr.Array.from_dict(store, guarded_document(metadata))
     except Exception as error:  # what zarr itself refuses, it refuses with many types
@@ -331,53 +349,19 @@ def _zarr_array(metadata: ArrayMetadata) -> zarr.Array[Any]:
         ) from error
 
 
+def _chunk_store(file: Location) -> StorePath:
+    if isinstance(file, Path):
+        return StorePath(ChunkStore(file.parent, read_only=True))
+    return StorePath(RemoteChunkStore(open_store(file.base), read_only=True, document=file.key), file.parent.key)
+
+
 def _reopen(info: VolumeInfo) -> Volume:
-    directory = Path(info.path) / info.array_path
+    if info.container == "tiff":
+        return _reopen_tiff(info)
+    directory = as_location(info.path) / info.array_path
     node = read_node(directory)
     metadata = check_array(node, dtypes=ITEM_BYTES) if node is not None and node.kind == "array" else None
     found = None if metadata is None else (metadata.shape, metadata.dtype, metadata.chunks, metadata.shards)
     if metadata is None or found != (info.shape, info.dtype, info.chunks, info.shards):
-        raise ReadError(
-            f"the volume is not what it was when it was opened: {found or 'nothing'} is there now",
-            f"in {directory}",
-            fix="let every worker see the same files at the same path, and do not change a volume in use",
-        )
+        raise _changed(found, directory)
     return Volume(info, _zarr_array(metadata), metadata.file)
-
-
-def describe_volume(volume: Volume) -> dict[str, Any]:
-    """Return what `inspect` shows of a volume, as plain JSON values."""
-    info = volume.info
-    units = info.units or (None,) * len(info.axes)
-    return {
-        "kind": "volume",
-        "path": info.path,
-        "array_path": info.array_path,
-        "zarr_format": info.zarr_format,
-        "ome_version": info.ome_version,
-        "name": info.name,
-        "axes": info.axes,
-        "shape": list(info.shape),
-        "dtype": info.dtype,
-        "chunks": list(info.chunks),
-        "shards": list(info.shards) if info.shards else None,
-        "codecs": list(info.codecs),
-        "fill_value": info.fill_value if math.isfinite(info.fill_value) else str(info.fill_value),
-        "channel_names": list(info.channel_names) if info.channel_names else None,
-        "scale": None
-        if info.scale is None
-        else {axis: {"value": s, "unit": u} for axis, s, u in zip(info.axes, info.scale, units, strict=True)},
-        "bytes": math.prod(info.shape) * np.dtype(info.dtype).itemsize,
-        "level": info.level,
-        "levels": [
-            {
-                "path": level.path,
-                "shape": list(level.shape) if level.shape else None,
-                "chunks": list(level.chunks) if level.chunks else None,
-                "shards": list(level.shards) if level.shards else None,
-                "scale": list(level.scale) if level.scale else None,
-                "translation": list(level.translation) if level.translation else None,
-            }
-            for level in info.levels
-        ],
-    }

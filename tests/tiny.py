@@ -149,10 +149,12 @@ def write_huge(path: Path, shape: Sequence[int]) -> Path:
 
 
 def read_arrays(store: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return every array of a store by its path."""
+    """Return every array of a store by its path, without the image of its blocks' status."""
     root = zarr.open_group(store, mode="r")
     return {
-        name: np.asarray(array[...]) for name, array in root.members(max_depth=None) if isinstance(array, zarr.Array)
+        name: np.asarray(array[...])
+        for name, array in root.members(max_depth=None)
+        if isinstance(array, zarr.Array) and name != "unet_deploy_run"
     }
 
 

@@ -21,6 +21,8 @@
     │   ├── ValueRangeError          value-range           (ValueError)
     │   ├── OutputExistsError        output-exists         (FileExistsError)
     │   ├── OutputPathError          output-path           (ValueError)
+    │   ├── OutputBusyError          output-busy           (OSError)
+    │   ├── JournalError             journal               (ValueError)
     │   ├── NoSpaceError             no-space              (OSError)
     │   ├── TrainingDataError        training-data         (ValueError)
     │   └── ShapeMismatchError       shape-mismatch        (ValueError)
@@ -204,6 +206,18 @@ class OutputPathError(InputDataError, ValueError):
     """The result cannot be written at that place."""
 
     code = "output-path"
+
+
+class OutputBusyError(InputDataError, OSError):
+    """Another run writes to the output."""
+
+    code = "output-busy"
+
+
+class JournalError(InputDataError, ValueError):
+    """An unfinished output cannot be continued: its journal is damaged, or of another run."""
+
+    code = "journal"
 
 
 class NoSpaceError(InputDataError, OSError):

@@ -32,16 +32,16 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
     "numpy": (("*",), "arrays are everywhere; errors and geometry are held to integers by a test of their own"),
     "torch": (("unet_deploy.training*", "unet_deploy.exporters*"), "a machine that segments has no torch"),
     "scipy": (
-        ("unet_deploy.metrics*", "unet_deploy.training.weight_map"),
-        "comes with the extras 'evaluate' and 'train'",
+        ("unet_deploy.metrics*", "unet_deploy.training.weight_map", "unet_deploy.runtime._instance_blocks"),
+        "comes with the extras 'evaluate', 'train' and 'instances'",
     ),
     "skimage": (
         ("unet_deploy.training*", "unet_deploy.cli._image_files"),
         "reads image files; comes with the extras 'train' and 'evaluate'",
     ),
     "tifffile": (
-        ("unet_deploy.training.image_files", "unet_deploy.cli._image_files"),
-        "reads TIFF page by page; comes with scikit-image",
+        ("unet_deploy.training.image_files", "unet_deploy.cli._image_files", "unet_deploy.runtime._tiff"),
+        "reads TIFF page by page, and as a volume; comes with scikit-image and the extra 'tiff'",
     ),
     "PIL": (
         ("unet_deploy.cli._evaluation_report",),
@@ -70,11 +70,14 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
             "unet_deploy.runtime.volume",  # opens what is read
             "unet_deploy.runtime.output",  # creates what is written
             "unet_deploy.runtime._chunk_guard",  # stands between a chunk and its decoder
+            "unet_deploy.runtime._remote_store",  # and between a server and its chunks
+            "unet_deploy.runtime._instance_output",  # creates and writes the ids of objects
             "unet_deploy.cli.demo",  # makes a volume to segment
             "unet_deploy.training.image_files",  # reads annotated images
         ),
         "volumes are read and written in few places, so that bounds and errors are kept in few places",
     ),
+    "obstore": (("unet_deploy.runtime._remote",), "talks to servers; comes with the extra 'remote'"),
     "numcodecs": (
         (
             "unet_deploy.runtime._chunk_guard",  # decodes behind the guard

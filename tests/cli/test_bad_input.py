@@ -85,9 +85,16 @@ def no_such_path(folder: Path) -> tuple[str, ...]:
     return "segment", "vv.zarr"
 
 
-@bad("volume-not-found", "is a URL; this release reads local volumes only", fix="copy or mount the volume")
-def a_url(folder: Path) -> tuple[str, ...]:
-    return "segment", "https://example.org/v.zarr"
+@bad(
+    "volume-not-found", "gs: came, an address with http, https, s3 or a local path was", fix="copy or mount the volume"
+)
+def an_address_of_another_kind(folder: Path) -> tuple[str, ...]:
+    return "segment", "gs://bucket/v.zarr"
+
+
+@bad("usage", "an address with ?, # or a user's name came, a plain one was expected", fix="AWS_ACCESS_KEY_ID")
+def an_address_with_a_secret(folder: Path) -> tuple[str, ...]:
+    return "segment", "https://example.org/v.zarr?signature=1"
 
 
 @bad("not-a-volume", "notes.txt is a file, the directory of a Zarr array or OME-Zarr image was expected", fix="convert")
@@ -695,6 +702,8 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 ELSEWHERE = {
     "device-memory": "tests/unit/test_tensorrt.py: it takes a device, or one made up, that runs out of memory",
     "interrupted": "tests/unit/test_training_command.py: it takes a training and a user who breaks it off",
+    "journal": "tests/unit/test_journal.py, tests/faults/test_resumed_run.py: it takes a run that was broken off",
+    "output-busy": "tests/unit/test_journal.py, tests/faults/test_resumed_run.py: it takes two runs",
     "missing-dependency": "tests/unit/test_training_command.py and others, which hide a package",
     "parity": "tests/parity: no file on disk can bring it about",
     "partial-result": "below: something is written",
@@ -838,7 +847,7 @@ def test_what_is_not_a_number_fails_its_block_and_is_listed(folder: Path, cli: C
     assert outcome.code == 6
     assert "error[partial-result]: 1 of 3 blocks failed; they are 0 in nan_segmentation.ome.zarr" in outcome.err
     assert "block 1: ValueRangeError: the network's output is not a number there" in outcome.err
-    assert outcome.err.splitlines()[-1] == "  fix: mend the cause, then run again with --overwrite"
+    assert outcome.err.splitlines()[-1] == "  fix: mend the cause, then give the same command with --retry-failed"
     assert outcome.out == ""
     said = read_provenance(folder / "nan_segmentation.ome.zarr")
     assert said["status"] == "partial"

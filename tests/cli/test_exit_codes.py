@@ -155,7 +155,9 @@ def test_control_c_ends_a_run(tmp_path: Path, tiny_model: Path) -> None:
         program.communicate()
     assert program.returncode == 130
     assert out == ""
-    assert "interrupted: what was being written is incomplete; run again with --overwrite" in said
+    assert "stopping: the blocks in flight are finished; Ctrl-C again stops at once" in said
+    assert "error[interrupted]: stopped with " in said
+    assert "fix: the same command goes on where it stopped; --overwrite starts anew" in said
     assert "Traceback" not in said
     assert read_provenance(output)["status"] == "running"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,34 @@ def test_random_windows_equal_the_slice(tmp_path: Path, kind: StoreKind, axes: s
         assert read.dtype.isnative
         assert read.flags.c_contiguous
         assert read.flags.writeable
+
+
+@pytest.mark.parametrize("kind", ["v2-blosc", "v2-fortran", "v3-zstd", "v3-sharded"])
+@pytest.mark.parametrize(
+    "chunks", [(1, 21, 19), (5, 3, 4), (5, 21, 19), (1, 1, 19), (64, 64, 64)], ids=lambda c: "x".join(map(str, c))
+)
+def test_chunks_thick_thin_and_larger_than_the_array(tmp_path: Path, kind: str, chunks: tuple[int, ...]) -> None:
+    pixels = make_pixels("zyx", "uint16")
+    volume = open_volume(write_array(tmp_path / "array", pixels, axes="zyx", kind=KIND[kind], chunks=chunks))
+    assert volume.info.chunks == chunks
+    np.testing.assert_array_equal(read_all(volume)[0, 0], pixels)
+    window = {"z": Interval(2, 4), "y": Interval(7, 21), "x": Interval(5, 6)}
+    np.testing.assert_array_equal(read_all(volume, **window)[0, 0], pixels[2:4, 7:21, 5:6])
+
+
+@pytest.mark.parametrize("kind", ["v3-transposed", "v3-sharded-transposed-big"])
+def test_an_order_by_its_letter_is_read(tmp_path: Path, kind: str) -> None:
+    # Zarrita and other early writers of v3 say "F" where the standard came to say [2, 1, 0].
+    pixels = make_pixels("zyx", "uint16")
+    path = write_array(tmp_path / "array", pixels, axes="zyx", kind=KIND[kind])
+    text = (path / "zarr.json").read_text()
+    lettered, count = re.subn(r'"order": \[[\s\d,]+\]', '"order": "F"', text)
+    assert count == 1
+    (path / "zarr.json").write_text(lettered)
+    np.testing.assert_array_equal(read_all(open_volume(path))[0, 0], pixels)
+    (path / "zarr.json").write_text(lettered.replace('"F"', '"Z"'))
+    with pytest.raises(UnsupportedMetadataError, match=r"zarr cannot open the array: .*Z"):
+        open_volume(path)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -272,7 +301,7 @@ def test_a_level_given_by_its_own_path_has_the_axes_of_its_image(tmp_path: Path)
     path = write_image(tmp_path / "image", make_pixels("cyx", "uint8"), axes="cyx", version="0.4")
     info = open_volume(path / "1").info
     assert (info.axes, info.ome_version, info.scale, info.array_path) == ("cyx", None, None, "")
-    write_group(path, {"ome": {"version": "0.6"}}, zarr_format=2)
+    write_group(path, {"ome": {"version": "0.7"}}, zarr_format=2)
     assert open_volume(path / "1").info.axes == "zyx"
 
 
@@ -331,17 +360,12 @@ def test_nothing_at_the_path(tmp_path: Path) -> None:
         open_volume(tmp_path / "a" / "b")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/volume.zarr", "https://host/volume.zarr", "file:///volume.zarr"])
-def test_a_url_is_not_read_yet(url: str) -> None:
-    with pytest.raises(VolumeNotFoundError, match=r"is a URL; this release reads local volumes only"):
-        open_volume(url)
-
-
 def test_a_file_is_no_volume(tmp_path: Path) -> None:
-    file = tmp_path / "image.tif"
-    file.write_bytes(b"II*\0")
-    with pytest.raises(NotAVolumeError, match=r"image\.tif is a file, the directory of a Zarr array"):
+    file = tmp_path / "volume.zarr.zip"
+    file.write_bytes(b"PK\3\4")
+    with pytest.raises(NotAVolumeError, match=r"volume\.zarr\.zip is a file, the directory of a Zarr array") as caught:
         open_volume(file)
+    assert "unpack the ZIP file" in caught.value.fix
 
 
 def test_a_directory_without_zarr(tmp_path: Path) -> None:
@@ -365,12 +389,10 @@ def test_a_bioformats2raw_series_must_be_chosen_unless_there_is_one(tmp_path: Pa
     write_image(store / "0", pixels, axes="tczyx", version="0.4")
     assert open_volume(store).info.path == str(store / "0")
     write_image(store / "1", pixels, axes="tczyx", version="0.4")
-    (store / "2").mkdir()
-    (store / "2" / ".zgroup").write_text("broken")  # what cannot be read is not offered
     with pytest.raises(SeveralImagesError, match="holds several images, one was expected") as caught:
         open_volume(store)
-    assert caught.value.details == ("found 2 images:", "0", "1")
-    assert caught.value.fix == f"give the path of one: unet-deploy segment {store / '0'}"
+    assert caught.value.details == ("found 2 images:", "0 (test)", "1 (test)")
+    assert caught.value.fix.startswith(f"give the path of one: unet-deploy segment {store / '0'} ")
 
 
 def test_a_plates_images_are_listed(tmp_path: Path) -> None:
@@ -380,7 +402,7 @@ def test_a_plates_images_are_listed(tmp_path: Path) -> None:
     with pytest.raises(SeveralImagesError, match="found 2 images:\n  A/1/0\n  A/2/0"):
         open_volume(plate)
     with pytest.raises(NotAVolumeError, match="images found inside:\n  0\n  fix: give the path of one"):
-        open_volume(plate / "A" / "1")
+        open_volume(plate / "A" / "1")  # nothing says that it is a well
 
 
 def test_several_multiscales_in_one_group_must_be_chosen_by_array(tmp_path: Path) -> None:
@@ -389,7 +411,7 @@ def test_several_multiscales_in_one_group_must_be_chosen_by_array(tmp_path: Path
     edit_document(path / ".zattrs", multiscales=attributes["multiscales"] * 2)
     with pytest.raises(SeveralImagesError, match="the group declares 2 images") as caught:
         open_volume(path)
-    assert caught.value.fix.endswith(str(path / "0"))
+    assert f"unet-deploy segment {path / '0'} (in Python: open_volume(..., image='0'))" in caught.value.fix
 
 
 # Metadata that is refused before zarr sees it.
@@ -699,11 +721,11 @@ def test_the_isbi_stores_hold_the_isbi_pictures() -> None:
 
 FOREIGN = SHARED / "zarr_foreign"
 REFUSED = {
-    "NotAVolumeError": 24,
-    "SeveralImagesError": 10,
+    "NotAVolumeError": 16,
+    "SeveralImagesError": 13,
     "UnsupportedAxesError": 38,
     "UnsupportedDtypeError": 16,
-    "UnsupportedMetadataError": 19,
+    "UnsupportedMetadataError": 4,
 }
 
 
@@ -728,10 +750,13 @@ def test_every_foreign_node_is_read_or_refused_with_a_reason() -> None:
             continue
         opened += 1
         info = volume.info
+        path = Path(info.path, info.array_path)
+        if path.name.endswith(".F"):  # zarr itself cannot read an order by its letter; these are the same pixels
+            path = path.with_name(path.name[:-1] + "C")
         with warnings.catch_warnings():  # zarr's own reading warns of an empty list of filters; ours must not
             warnings.simplefilter("ignore")
-            array: Any = zarr.open_array(node / info.array_path, mode="r")
+            array: Any = zarr.open_array(path, mode="r")
         corner = {axis: Interval(max(0, volume.extent(axis) - 9), volume.extent(axis)) for axis in "tzyx"}
         selection = tuple(corner[axis].slice if axis != "c" else slice(None) for axis in info.axes)
         np.testing.assert_array_equal(volume.read(**corner).reshape(-1), np.asarray(array[selection]).reshape(-1))  # type: ignore[arg-type]
-    assert (len(nodes), opened, refused) == (210, 103, REFUSED)
+    assert (len(nodes), opened, refused) == (210, 123, REFUSED)

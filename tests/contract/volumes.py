@@ -70,9 +70,10 @@ def write_array(
     kind: StoreKind,
     fill_value: float = 0,
     names: tuple[str, ...] | None = None,
+    chunks: tuple[int, ...] | None = None,
 ) -> Path:
     """Write a bare array; chunks that hold nothing but `fill_value` are left out."""
-    chunks = tuple(min(CHUNKS[axis], size) for axis, size in zip(axes, pixels.shape, strict=True))
+    chunks = chunks or tuple(min(CHUNKS[axis], size) for axis, size in zip(axes, pixels.shape, strict=True))
     dtype = pixels.dtype.newbyteorder(">" if kind.endian == "big" else "<")
     if kind.zarr_format == 2:
         compressors = {

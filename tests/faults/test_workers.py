@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from unet_deploy.runtime import Artifact, load_artifact, segment
 from unet_deploy.runtime.engines import Engine, EngineDescription
 from unet_deploy.runtime.engines.base import Batch
 from unet_deploy.runtime.engines.onnxruntime_cpu import OnnxruntimeCpuEngine
+from unet_deploy.runtime.execute import Progress
 
 Cli = Callable[..., Outcome]
 PLANES = 4
@@ -161,15 +164,20 @@ def cluster() -> Iterator[str]:
         yield found.scheduler_address
 
 
+def is_data(name: str) -> bool:
+    """Tell whether a file of a store holds pixels: neither times nor the order of blocks."""
+    return "zarr.json" not in name and "journal" not in name
+
+
 @pytest.mark.slow
 def test_a_cluster_gives_the_same_bytes(cluster: str, cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "v.zarr", make_pixels((6, 700, 600)))  # large enough for two levels
     here = cli("segment", "v.zarr", "--model", tiny_model, "-o", "here.zarr")
     there = cli("segment", "v.zarr", "--model", tiny_model, "-o", "there.zarr", "--scheduler", cluster)
     assert (here.code, there.code) == (0, 0), there.err
-    arrays = {name: files for name, files in snapshot(tmp_path / "here.zarr").items() if "zarr.json" not in name}
+    arrays = {name: files for name, files in snapshot(tmp_path / "here.zarr").items() if is_data(name)}
     assert len([name for name, content in arrays.items() if content]) > 6 * 2
-    assert {n: f for n, f in snapshot(tmp_path / "there.zarr").items() if "zarr.json" not in n} == arrays
+    assert {n: f for n, f in snapshot(tmp_path / "there.zarr").items() if is_data(n)} == arrays
     assert read_arrays(tmp_path / "there.zarr").keys() == {"0", "1", "labels/segmentation/0", "labels/segmentation/1"}
 
 
@@ -181,6 +189,44 @@ def test_a_block_fails_on_a_cluster_as_it_does_here(cluster: str, cli: Cli, tiny
     outcome = cli("segment", "v.zarr", "--model", tiny_model, "--scheduler", cluster)
     assert outcome.code == 6, outcome.err
     assert "block 1: ReadError: the window z 1:2" in outcome.err
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_cost_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    """Both are, one after the other: the nanny starts others, what was sent to them is sent again."""
+    from distributed import Client, LocalCluster
+
+    write_image(tmp_path / "v.zarr", make_pixels((60, 120, 130)))
+    segment(tmp_path / "v.zarr", model=tiny_model, output=tmp_path / "whole.zarr", threads=1)
+    killed: list[int] = []
+    with (
+        warnings.catch_warnings(),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
+        ) as found,
+        Client(found, set_as_default=False) as client,
+    ):
+        warnings.simplefilter("ignore")
+
+        def kill(progress: Progress) -> None:
+            if progress.stage == "segment" and progress.done in (3, 20):
+                pid = sorted(client.run(os.getpid).values())[0]
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
+
+        result = segment(
+            tmp_path / "v.zarr",
+            model=tiny_model,
+            output=tmp_path / "out.zarr",
+            threads=1,
+            scheduler=client,
+            progress=kill,
+        )
+    assert len(set(killed)) == 2
+    assert result.failed == ()
+    came, whole = read_arrays(tmp_path / "out.zarr"), read_arrays(tmp_path / "whole.zarr")
+    assert came.keys() == whole.keys()
+    assert all(np.array_equal(came[name], whole[name]) for name in whole)
 
 
 @pytest.mark.slow

@@ -160,8 +160,8 @@ SCALE = {"type": "scale", "scale": [1, 1, 1]}
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"ome": {"version": "0.6.dev4", "multiscales": []}}, r"version '0\.6\.dev4' came, one of 0\.1, .* 0\.5"),
-        ({"ome": {"version": "0.6.dev3", "scene": {}}}, r"version '0\.6\.dev3' came"),
+        ({"ome": {"version": "0.7.dev4", "multiscales": []}}, r"version '0\.7\.dev4' came, one of 0\.1, .* 0\.6"),
+        ({"ome": {"version": "0.6.1", "multiscales": []}}, r"version '0\.6\.1' came"),
         ({"ome": {"multiscales": []}}, "version None came"),
         ({"multiscales": [{"version": "0.4.1", "datasets": []}]}, r"version '0\.4\.1' came"),
         ({"multiscales": [{"datasets": [{"path": "0"}]}]}, "version None came"),
@@ -172,12 +172,12 @@ SCALE = {"type": "scale", "scale": [1, 1, 1]}
         (_entry(axes=["z", 1, "x"]), "objects with a name were expected"),
         (_entry(datasets=[]), r"datasets is \[\], a list of 1 to 64 levels"),
         (_entry(datasets=["0"] * 65), r"datasets is .*\.\.\., a list of 1 to 64 levels"),
-        (_dataset(SCALE, path="../other"), r"dataset path '\.\./other' came, a relative path inside the group"),
-        (_dataset(SCALE, path="/etc"), "dataset path '/etc' came"),
-        (_dataset(SCALE, path="C:/data"), "dataset path 'C:/data' came"),
-        (_dataset(SCALE, path="a\\..\\b"), "dataset path .* came, a relative path"),
-        (_dataset(SCALE, path=None), "dataset path None came"),
-        (_entry(datasets=["0"]), "dataset path None came"),
+        (_dataset(SCALE, path="../other"), r"path '\.\./other' came, a relative path inside the group"),
+        (_dataset(SCALE, path="/etc"), "path '/etc' came"),
+        (_dataset(SCALE, path="C:/data"), "path 'C:/data' came"),
+        (_dataset(SCALE, path="a\\..\\b"), "path .* came, a relative path"),
+        (_dataset(SCALE, path=None), "path None came"),
+        (_entry(datasets=["0"]), "path None came"),
         (_dataset({"type": "rotation", "rotation": []}), "transformation 'rotation' came, scale or translation"),
         (_dataset(SCALE, {"type": "affine", "affine": []}), "transformation 'affine' came"),
         (_dataset({"scale": [1, 1, 1]}), "transformation None came"),
@@ -194,6 +194,76 @@ def test_what_cannot_be_honoured_is_refused_by_name(attributes: dict[str, Any], 
         parse_multiscales(attributes, where="the/group")
     assert "the/group" in caught.value.details[0]
     assert "give the path of the array itself" in caught.value.fix
+
+
+# Drafts of 0.6: what they say is read where 0.5 could say it too, and refused by name where not.
+
+SYSTEM = {"name": "physical", "axes": [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]}
+
+
+def _draft(*steps: dict[str, Any], output: Any = "physical", **changes: Any) -> dict[str, Any]:
+    ends = [{"input": "0", "output": output, **step} for step in steps]
+    entry = {"coordinateSystems": [SYSTEM], "datasets": [{"path": "0", "coordinateTransformations": ends}]}
+    return {"ome": {"version": "0.6.dev3", "multiscales": [entry | changes]}}
+
+
+SEQUENCE = {
+    "type": "sequence",
+    "transformations": [
+        {"type": "scale", "scale": [4, 3, 2]},
+        {"type": "sequence", "transformations": [{"type": "translation", "translation": [32, 21, 10]}]},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "scale", "translation"),
+    [
+        (_draft({"type": "identity"}), (1, 1, 1), (0, 0, 0)),
+        (_draft({"type": "scale", "scale": [4, 3, 2]}, output={"name": "physical"}), (4, 3, 2), (0, 0, 0)),
+        (_draft({"type": "translation", "translation": [4, 3, 2]}), (1, 1, 1), (4, 3, 2)),
+        (_draft(SEQUENCE), (4, 3, 2), (32, 21, 10)),
+        (_draft(SEQUENCE, coordinateTransformations=[{"type": "identity"}]), (4, 3, 2), (32, 21, 10)),
+    ],
+)
+def test_a_draft_of_06_is_read_where_05_could_say_it(
+    attributes: dict[str, Any], scale: tuple[int, ...], translation: tuple[int, ...]
+) -> None:
+    (image,) = parse_multiscales(attributes, where="here")
+    assert (image.version, image.axes, image.units) == ("0.6.dev3", "zyx", ("micrometer",) * 3)
+    assert image.levels == (LevelTransform(path="0", scale=scale, translation=translation),)
+
+
+@pytest.mark.parametrize("version", ["0.6", "0.6rc1", "0.6.dev12"])
+def test_a_scene_of_06_declares_no_image_of_its_own(version: str) -> None:
+    assert parse_multiscales({"ome": {"version": version, "scene": {}}}, where="here") == ()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (_draft({"type": "rotation", "rotation": []}), "transformation 'rotation' came, scale or translation"),
+        (_draft({"type": "affine", "affine": []}), "transformation 'affine' came, scale or translation"),
+        (_draft({"type": "mapAxis", "mapAxis": [1, 2, 0]}), "transformation 'mapAxis' came"),
+        (_draft({"type": "sequence", "transformations": [{"type": "displacements"}]}), "'displacements' came"),
+        (_draft({"type": "sequence"}), "coordinateTransformations is None, a list of objects"),
+        (_draft({"type": "sequence", "transformations": [SCALE] * 64}), "more than 64 transformations of one array"),
+        (_draft({"type": "scale", "path": "scales"}), "scale is None, one number for each axis zyx"),
+        (
+            _draft(SCALE, coordinateTransformations=[{"type": "affine", "output": {"name": "world"}}]),
+            "transformation 'affine' of the image to the coordinate system 'world' came",
+        ),
+        (_draft(SCALE, output="world"), "transformations to world came, one of the coordinate systems physical was"),
+        (_draft(SCALE, coordinateSystems=None), r"one of the coordinate systems \(none\) was expected"),
+        (_draft(SCALE, SCALE | {"output": "world"}), "transformations to physical, world came"),
+        (_draft(SCALE, datasets=["0"]), r"datasets is \['0'\], a list of objects was expected"),
+        (_draft(SCALE, coordinateSystems=[{"name": "physical"}]), "axes is None, a list of 2 to 5 axes"),
+    ],
+)
+def test_a_draft_of_06_that_says_more_is_refused_by_name(attributes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedMetadataError, match=message) as caught:
+        parse_multiscales(attributes, where="the/group")
+    assert "the/group" in caught.value.details[0]
 
 
 @pytest.mark.parametrize("names", [["x", "y"], ["z", "y"], ["y", "x", "w"], ["y", "y", "x"], ["c", "t", "y", "x"], []])

@@ -305,7 +305,7 @@ def test_an_overwritten_result_is_the_new_one(
     )
     assert again.output == first.output
     found = arrays_of(again.output)
-    assert list(found) == ["labels/segmentation/0"]
+    assert sorted(found) == ["labels/segmentation/0", "unet_deploy_run"]
     assert set(np.unique(found["labels/segmentation/0"])) == {0, 1, 2}
 
 
@@ -377,7 +377,7 @@ def test_progress_goes_on_in_the_pyramid(tmp_path: Path, fake_artifact: Artifact
     assert stages == sorted(stages, reverse=True)
     assert [p.done for p in pieces] == list(range(1, len(pieces) + 1))
     assert {p.total for p in pieces} in ({len(pieces)}, set())
-    assert len(arrays_of(result.output)) == 4
+    assert len(arrays_of(result.output)) == 4 + 1  # and the image of the blocks' status
 
 
 # Failures.

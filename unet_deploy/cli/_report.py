@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -145,3 +147,23 @@ def peak_memory_bytes() -> int | None:
     except ModuleNotFoundError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def stop_on_interrupt(then: str) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C ask the work to stop, as the function that is given tells; a second one stops it at once."""
+    asked = threading.Event()
+
+    def note(_number: int, _frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+        typer.echo(f"\nstopping: {then}; Ctrl-C again stops at once", err=True)
+
+    if threading.current_thread() is not threading.main_thread():  # only it may change what signals do
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

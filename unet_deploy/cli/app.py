@@ -98,7 +98,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         return EXIT_BUG
     if result == EXIT_INTERRUPTED:  # typer itself turns Ctrl-C into this code
-        typer.echo("interrupted: what was being written is incomplete; run again with --overwrite", err=True)
+        typer.echo(
+            "interrupted: what was being written is incomplete; the same segment, or train --resume, goes on with it",
+            err=True,
+        )
     return result if isinstance(result, int) else 0
 
 

@@ -184,9 +184,9 @@ def _inspect_volume(path: Path, *, axes: str | None, level: int) -> tuple[list[t
     if made is not None:
         facts["segmentation"] = made
     rows = [
-        ("volume", str(path)),
+        ("volume", str(info.path)),
         *_provenance_rows(made or {}),
-        ("format", f"{version}Zarr v{info.zarr_format}"),
+        ("format", "TIFF" if info.container == "tiff" else f"{version}Zarr v{info.zarr_format}"),
         ("name", info.name),
         ("axes", sizes),
         ("dtype", info.dtype),

@@ -17,6 +17,7 @@ from unet_deploy.cli._report import (
     show_json,
     show_progress,
     show_rows,
+    stop_on_interrupt,
 )
 
 if TYPE_CHECKING:
@@ -55,16 +56,20 @@ def segment(
         bool, typer.Option("--no-space-check", help="Start even if the uncompressed result would not fit.")
     ] = False,
     trust_engine: flags.TrustEngineOption = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run the failed blocks of an earlier run again.")
+    ] = False,
     as_json: flags.JsonOption = False,
 ) -> None:
     """Segment a Zarr volume into an OME-Zarr of labels and probabilities.
 
-    Tiles overlap exactly and borders are mirrored, so the result equals one pass over each whole plane.
+    Tiles overlap exactly and borders are mirrored, so the result equals one pass over each whole plane. A run that was
+    stopped or killed goes on with the same command.
     """
     from unet_deploy.runtime import pipeline
     from unet_deploy.runtime.layout import KINDS
 
-    with show_progress() as progress:
+    with stop_on_interrupt("the blocks in flight are finished") as should_stop, show_progress() as progress:
         result = pipeline.segment(
             volume,
             model=flags.load_model(model, trust_engine=trust_engine),
@@ -84,6 +89,8 @@ def segment(
             tta=tta,
             scheduler=scheduler,
             check_free_space=not no_space_check,
+            retry_failed=retry_failed,
+            should_stop=should_stop,
             progress=progress,
         )
     if as_json:
@@ -99,6 +106,7 @@ def result_to_object(result: SegmentationResult) -> dict[str, Any]:
         "labels": None if result.labels is None else str(result.labels),
         "pixels": result.plan.extents.pixels,
         "pixels_per_second": result.pixels_per_second,
+        "blocks_found": result.blocks_found,
         "class_fractions": result.class_fractions,
         "statistics": None if result.statistics is None else result.statistics.to_object(),
         "seconds": result.seconds,
@@ -113,7 +121,7 @@ def show_result(result: SegmentationResult) -> None:
     """Print the summary of a finished run."""
     plan, seconds = result.plan, result.seconds
     peak = peak_memory_bytes()
-    extents, statistics = plan.extents, result.statistics
+    extents, statistics, found = plan.extents, result.statistics, result.blocks_found
     measuring = "" if statistics is None else f"statistics {seconds['statistics']:.1f}, "
     rows = [
         ("output", str(result.output)),
@@ -127,6 +135,7 @@ def show_result(result: SegmentationResult) -> None:
             f"(preparing {seconds['prepare']:.1f}, {measuring}blocks {seconds['blocks']:.1f}, "
             f"pyramid {seconds['pyramid']:.1f})",
         ),
+        *([] if not found else [("went on", f"{found} of {plan.n_blocks} blocks were done before")]),
         ("tiles", f"{plan.n_tiles} of {plan.tile_y} × {plan.tile_x} px in {plan.n_blocks} blocks"),
         *([("tta", f"each the mean of {plan.passes} turned and mirrored forms")] if plan.tta else []),
         *describe_engine(result.engine),

@@ -1,0 +1,128 @@
+"""A run that was broken off, found where the next one is to write: whether, and how, that goes on.
+
+1. An output whose journal has blocks and whose status is *running* is gone on with by the same command. One that ended
+   with failed blocks is left as it is, unless those are to be run again.
+2. What must be the same is the *fingerprint*: every input, version and parameter that decides a byte.
+3. Grey values that were measured for the first part serve the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import unet_deploy
+from unet_deploy.errors import OutputExistsError
+from unet_deploy.runtime.engines import EngineDescription
+from unet_deploy.runtime.journal import read_journal
+from unet_deploy.runtime.layout import OutputSpec
+from unet_deploy.runtime.output import read_provenance
+from unet_deploy.runtime.preparation import Preparation
+from unet_deploy.runtime.statistics import VolumeStatistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A run that can go on: what its output says of it, and how many of its blocks are in the journal."""
+
+    provenance: dict[str, Any]
+    n_blocks: int
+
+    @property
+    def statistics(self) -> VolumeStatistics | None:
+        """The grey values that were measured for it."""
+        return VolumeStatistics.from_object(self.provenance.get("statistics"))
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """What is to be kept of the parts of the run before this one."""
+        earlier = self.provenance.get("parts")
+        this = {"started": self.provenance.get("started"), "blocks_done": self.n_blocks}
+        return [*(earlier if isinstance(earlier, list) else []), this]
+
+
+def find_begun(output: Path, *, retry_failed: bool) -> Begun | None:
+    """Return the run that was broken off at `output`; None if there is none that can go on.
+
+    Raises
+    ------
+    OutputExistsError
+        If it ended, with failed blocks, and these are not to be run again; or they are, and there are none.
+    JournalError
+        If its journal is damaged.
+    """
+    provenance = read_provenance(output)
+    status = None if provenance is None else provenance.get("status")
+    journal = read_journal(output) if status in ("running", "partial") else None
+    if provenance is not None and journal is not None and (journal.records or status == "partial"):
+        failed = len(journal.with_status("failed"))
+        if status == "partial" and not retry_failed:
+            raise OutputExistsError(
+                f"the output {output} exists, and {failed} of its blocks failed",
+                "nothing was written",
+                fix="run just those again with --retry-failed, choose another --output, or start anew with --overwrite",
+            )
+        return Begun(provenance=provenance, n_blocks=len(journal.records))
+    if retry_failed:
+        raise OutputExistsError(
+            f"there are no failed blocks to run again at {output}",
+            f"its status is {status}" if status else "no segmentation of ours is there",
+            fix="leave --retry-failed out",
+        )
+    return None
+
+
+def is_unborn(output: Path) -> bool:
+    """Tell whether a run of ours was killed there before its first block was done: nothing would be lost."""
+    provenance = read_provenance(output)
+    if provenance is None or provenance.get("status") != "running":
+        return False
+    journal = read_journal(output)
+    return journal is not None and not journal.records
+
+
+def fingerprint_of(
+    ready: Preparation,
+    engine: EngineDescription,
+    spec: OutputSpec,
+    *,
+    threads: int,
+    input_range: tuple[float, float] | None,
+    statistics: VolumeStatistics | None,
+) -> Mapping[str, Any]:
+    """Return what decides a byte of the result, as JSON values by name."""
+    info, plan = ready.volume.info, ready.plan
+    return {
+        "unet-deploy": unet_deploy.__version__,
+        "model": {"sha256": ready.artifact.sha256, "precision": ready.artifact.card.precision},
+        "engine": {
+            "name": engine.engine,
+            "provider": engine.provider,
+            "versions": engine.versions,
+            "threads": threads,
+        },
+        "volume": {
+            "path": info.path,
+            "array": info.array_path,
+            "shape": list(info.shape),
+            "axes": info.axes,
+            "dtype": info.dtype,
+        },
+        "parameters": {
+            "channels": list(ready.channels),
+            "input_range": None if input_range is None else list(input_range),
+            "write": list(spec.kinds),
+            "tta": plan.tta,
+            "tile": [plan.tile_y, plan.tile_x],
+            "batch": plan.batch,
+        },
+        "statistics": None if statistics is None else statistics.to_object(),
+        "output": {
+            "zarr_format": spec.zarr_format,
+            "chunk": list(spec.grid.chunk),
+            "shard": None if spec.grid.shard is None else list(spec.grid.shard),
+            "block": list(spec.block),
+        },
+    }
