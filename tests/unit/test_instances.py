@@ -89,7 +89,8 @@ def test_they_are_a_label_image_beside_the_classes(
     }  # fmt: skip
     again = open_volume(tmp_path / "out.zarr/labels/instances", dtypes=("uint32",))
     assert again.info.axes == axes
-    assert sorted(path.name for path in (tmp_path / "out.zarr/unet_deploy_run").iterdir()) == []
+    left = {path.name for path in (tmp_path / "out.zarr/unet_deploy_run").iterdir()}
+    assert left <= {"journal.jsonl", "zarr.json", ".zarray", ".zattrs"}  # nothing of the passes
 
 
 def test_numbering_again_with_another_rule_leaves_nothing_of_the_first(tmp_path: Path, client: Any) -> None:
