@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from unet_deploy.card import Precision
 from unet_deploy.errors import OutputExistsError, OutputPathError, UnknownNameError, UsageError
@@ -19,6 +19,9 @@ from unet_deploy.runtime.output import full_disk_named
 
 Target = Literal["onnx", "tensorrt", "tensorrt-rtx", "openvino", "bioimageio"]
 Wanted = tuple[Target, Precision]
+Name = TypeVar("Name", bound=str)
+TARGETS: tuple[Target, ...] = get_args(Target)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 SUFFIXES: dict[Target, str] = {
     "onnx": ".onnx",
@@ -42,19 +45,22 @@ class PlanOptions:
     key_folder: Path | None = None
 
 
-def parse_targets(names: Sequence[str]) -> tuple[Target, ...]:
-    """Return each target once, in the order given.
+def parse_names(kind: str, names: Sequence[str], known: Sequence[Name]) -> tuple[Name, ...]:
+    """Return each name once, in the order given.
+
+    >>> parse_names("target", ["onnx", "openvino", "onnx"], TARGETS)
+    ('onnx', 'openvino')
 
     Raises
     ------
     UnknownNameError
-        If one is no target.
+        If one is none of those known; `kind` says what they are names of.
     """
-    known: dict[str, Target] = {name: name for name in get_args(Target)}
+    by_name = {str(name): name for name in known}
     for name in names:
-        if name not in known:
-            raise UnknownNameError.of_unknown_name("target", name, known)
-    return tuple(dict.fromkeys(known[name] for name in names))
+        if name not in by_name:
+            raise UnknownNameError.of_unknown_name(kind, name, by_name)
+    return tuple(dict.fromkeys(by_name[name] for name in names))
 
 
 def choose_outputs(targets: Iterable[Target], precisions: Sequence[Precision], output: Path) -> dict[Wanted, Path]:

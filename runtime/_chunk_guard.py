@@ -29,6 +29,7 @@ from zarr.storage import LocalStore
 
 from unet_deploy.runtime._zarr_metadata import ITEM_BYTES, ArrayMetadata, Document
 
+_PIECE_BYTES = 16 * 1024
 _HEADER_BYTES = 32
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_BLOCK = 128 * 1024
@@ -165,18 +166,28 @@ def inflate(data: bytes | memoryview, limit: int, *, codec: str) -> bytes:
     DamagedChunkError
         If that is more, or the bytes are cut short or damaged.
     """
-    inflated, rest = bytearray(), bytes(data)
-    while rest:
-        stream = zlib.decompressobj(_GZIP if codec == "gzip" else _ZLIB)
+    inflated, view = bytearray(), memoryview(data).cast("B")
+    start, stream, has_ended = 0, None, False
+    while start < len(view):
+        piece = bytes(view[start : start + _PIECE_BYTES])  # small, since what a member leaves over is copied
+        start += len(piece)
+        if stream is None:
+            if codec == "gzip" and has_ended and not (piece := piece.lstrip(b"\0")):  # zeros may follow a member
+                continue
+            stream = zlib.decompressobj(_GZIP if codec == "gzip" else _ZLIB)
         try:
-            inflated += stream.decompress(rest, limit + 1 - len(inflated))
+            inflated += stream.decompress(piece, limit + 1 - len(inflated))
         except zlib.error as error:
             raise DamagedChunkError(f"a {codec} chunk of {len(data)} bytes is damaged: {error}") from error
         if len(inflated) > limit:
             raise DamagedChunkError(f"a {codec} chunk inflates beyond the {limit:,} bytes it may hold")
-        if not stream.eof:
-            raise DamagedChunkError(f"a {codec} chunk of {len(data)} bytes is cut short")
-        rest = stream.unused_data.lstrip(b"\0") if codec == "gzip" else b""  # members may be padded by zeros
+        if stream.eof:
+            if codec != "gzip":
+                return bytes(inflated)
+            start -= len(stream.unused_data)
+            stream, has_ended = None, True
+    if stream is not None:
+        raise DamagedChunkError(f"a {codec} chunk of {len(data)} bytes is cut short")
     return bytes(inflated)
 
 

@@ -268,16 +268,17 @@ def run_blocks(
     """
     start = time.perf_counter()
     reports: list[BlockReport] = []
-    total = job.plan.n_blocks
+    pixels, total = 0, job.plan.n_blocks
     pending = journal.pending(total, retry_failed=retry_failed)
     failed = {record.index for record in journal.with_status("failed")}
 
     def killed(index: int, reason: str) -> BlockReport:
-        pixels = job.plan.block(index).pixels
-        return BlockReport(index=index, pixels=pixels, failure=f"the workers that ran it died: {reason}")
+        block = job.plan.block(index)
+        return BlockReport(index=index, pixels=block.pixels, failure=f"the workers that ran it died: {reason}")
 
     for report in run_tasks(client, run_block, (job,), pending, should_stop=should_stop, on_killed=killed):
         reports.append(report)
+        pixels += report.pixels
         journal.add(
             BlockRecord(
                 index=report.index,
@@ -295,7 +296,7 @@ def run_blocks(
                     done=len(journal.records),
                     total=total,
                     failed=len(failed),
-                    pixels=sum(r.pixels for r in reports),
+                    pixels=pixels,
                     seconds=time.perf_counter() - start,
                 )
             )

@@ -80,11 +80,7 @@ def check_output_path(output: Path, *, volume: Path, overwrite: bool) -> None:
     if not output.exists() or is_stillborn(output):
         return
     if not overwrite:
-        raise OutputExistsError(
-            f"the output {output} exists",
-            "nothing was written",
-            fix="choose another --output, or replace it with --overwrite",
-        )
+        _require_free(output)
     if read_provenance(output) is None:
         raise OutputPathError(
             f"{output} is no segmentation written by unet-deploy, so --overwrite does not delete it",
@@ -99,6 +95,15 @@ def remove_partial_files(output: Path) -> None:
         for name in names:
             if _PARTIAL.fullmatch(name):
                 Path(folder, name).unlink(missing_ok=True)
+
+
+def _require_free(output: Path) -> None:
+    if output.exists() and not is_stillborn(output):
+        raise OutputExistsError(
+            f"the output {output} exists",
+            "nothing was written",
+            fix="choose another --output, or replace it with --overwrite",
+        )
 
 
 def is_stillborn(output: Path) -> bool:
@@ -161,14 +166,18 @@ def check_space(spec: OutputSpec) -> None:
         )
 
 
-def create_output(spec: OutputSpec, *, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any]) -> Journal:
+def create_output(
+    spec: OutputSpec, *, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any], overwrite: bool
+) -> Journal:
     """Create the store with its full-resolution arrays, marked as running, and its journal, which is returned open.
 
-    `check_output_path` was called before; what an existing store of ours holds is deleted here, once its journal is
-    locked: no other run writes there.
+    `check_output_path` was called before. With `overwrite`, what an existing store of ours holds is deleted here, once
+    its journal is locked: no other run writes there.
 
     Raises
     ------
+    OutputExistsError
+        If, without `overwrite`, something has come to lie there since it was checked.
     OutputPathError
         If the store cannot be written.
     OutputBusyError
@@ -176,6 +185,8 @@ def create_output(spec: OutputSpec, *, fingerprint: Mapping[str, Any], provenanc
     """
     path = Path(spec.path)
     journal: Journal | None = None
+    if not overwrite:
+        _require_free(path)
     try:
         journal = create_journal(path, fingerprint)
         for entry in path.iterdir():

@@ -44,7 +44,7 @@ from unet_deploy.runtime.output import (
 )
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, SegmentationPlan
 from unet_deploy.runtime.preparation import Preparation, default_output, prepare
-from unet_deploy.runtime.resume import find_begun, fingerprint_of, is_unborn
+from unet_deploy.runtime.resume import find_begun, fingerprint_of, identify_volume, is_unborn
 from unet_deploy.runtime.scheduling import connect
 from unet_deploy.runtime.statistics import VolumeStatistics, measure_volume
 
@@ -232,7 +232,8 @@ def segment(
             ready, description, spec, threads=threads, input_range=input_range, statistics=statistics
         )
         if begun is None:
-            journal = held.enter_context(create_output(spec, fingerprint=fingerprint, provenance=provenance))
+            created = create_output(spec, fingerprint=fingerprint, provenance=provenance, overwrite=is_free_to_write)
+            journal = held.enter_context(created)
         else:
             journal = held.enter_context(reopen_journal(target, fingerprint))
             remove_partial_files(target)
@@ -326,13 +327,7 @@ def _provenance(
             "classes": [c.name for c in artifact.card.classes],
         },
         "engine": engine.to_object(),
-        "volume": {
-            "path": info.path,
-            "array": info.array_path,
-            "shape": list(info.shape),
-            "axes": info.axes,
-            "dtype": info.dtype,
-        },
+        "volume": identify_volume(info),
         "parameters": {
             "channels": list(ready.channels),
             "input_range": None if input_range is None else list(input_range),

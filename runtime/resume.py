@@ -21,6 +21,7 @@ from unet_deploy.runtime.layout import OutputSpec
 from unet_deploy.runtime.output import read_provenance
 from unet_deploy.runtime.preparation import Preparation
 from unet_deploy.runtime.statistics import VolumeStatistics
+from unet_deploy.runtime.volume_info import VolumeInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,17 @@ def is_unborn(output: Path) -> bool:
     return journal is not None and not journal.records
 
 
+def identify_volume(info: VolumeInfo) -> dict[str, Any]:
+    """Return what a volume is known by, as JSON values; its pixels are not looked at."""
+    return {
+        "path": info.path,
+        "array": info.array_path,
+        "shape": list(info.shape),
+        "axes": info.axes,
+        "dtype": info.dtype,
+    }
+
+
 def fingerprint_of(
     ready: Preparation,
     engine: EngineDescription,
@@ -103,13 +115,7 @@ def fingerprint_of(
             "versions": engine.versions,
             "threads": threads,
         },
-        "volume": {
-            "path": info.path,
-            "array": info.array_path,
-            "shape": list(info.shape),
-            "axes": info.axes,
-            "dtype": info.dtype,
-        },
+        "volume": identify_volume(info),
         "parameters": {
             "channels": list(ready.channels),
             "input_range": None if input_range is None else list(input_range),

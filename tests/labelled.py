@@ -47,7 +47,7 @@ def write_labels(
         translation=(0.0,) * len(axes),
         units=(None,) * len(axes),
     )
-    create_output(spec, fingerprint={}, provenance={}).close()
+    create_output(spec, fingerprint={}, provenance={}, overwrite=True).close()
     for i in range(t):
         write_block(
             spec, t=i, z=Interval(0, z), y=Interval(0, y), x=Interval(0, x), labels=labels[i], probabilities=None

@@ -458,3 +458,16 @@ def test_replacing_a_result_deletes_links_not_what_they_lead_to(tmp_path: Path, 
     assert (precious / "key").read_text() == "secret"
     assert not (output / "more").exists()
     assert [path.name for path in precious.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 * 1024 - 30, 16 * 1024, 100_000])
+@pytest.mark.parametrize("padding", [0, 5, 40_000])
+def test_members_of_gzip_are_read_wherever_they_end(size: int, padding: int) -> None:
+    """What is read in pieces must not lose what lies across two of them."""
+    noise = np.random.default_rng(size).bytes(size)
+    data = (gzip.compress(noise) + b"\0" * padding) * 3 + gzip.compress(b"end")
+    assert inflate(data, 3 * size + 3, codec="gzip") == noise * 3 + b"end"
+    with pytest.raises(DamagedChunkError, match="inflates beyond"):
+        inflate(data, 3 * size + 2, codec="gzip")
+    with pytest.raises(DamagedChunkError, match="is cut short"):
+        inflate(data[:-1], 3 * size + 3, codec="gzip")

@@ -18,6 +18,7 @@ from tests.conftest import Outcome
 from tests.tiny import make_pixels, read_provenance, snapshot, write_image
 from unet_deploy.errors import InterruptedRunError, OutputExistsError
 from unet_deploy.runtime import segment
+from unet_deploy.runtime.execute import Progress
 from unet_deploy.runtime.journal import create_journal, journal_path, read_journal
 
 Cli = Callable[..., Outcome]
@@ -166,6 +167,23 @@ def test_two_runs_on_one_output(volume: Path, tiny_model: Path, cli: Cli) -> Non
     finally:
         holder.kill()
         holder.communicate()
+
+
+def test_a_result_that_came_meanwhile_is_not_replaced(volume: Path, tmp_path: Path) -> None:
+    """Two runs are begun on a place that is free; one ends while the other still measures the volume."""
+    output = volume.with_name("out.zarr")
+    first: list[str] = []
+
+    def finish_another(progress: Progress) -> None:
+        if progress.stage == "statistics" and not first:
+            first.append("begun")
+            segment(volume, model="nuclei", output=output, threads=1, input_range=(0, 255))
+
+    with pytest.raises(OutputExistsError, match=r"out\.zarr exists"):
+        segment(volume, model="nuclei", output=output, threads=1, progress=finish_another)
+    assert first
+    assert read_provenance(output)["parameters"]["input_range"] == [0, 255]
+    assert read_provenance(output)["status"] == "complete"
 
 
 def hold_lock(output: Path) -> subprocess.Popen[str]:

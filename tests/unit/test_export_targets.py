@@ -33,7 +33,7 @@ from unet_deploy.exporters import CalibrationSource, PlanOptions, export_targets
 from unet_deploy.exporters.calibration import draw_sample
 from unet_deploy.exporters.export import ExportReport
 from unet_deploy.exporters.products import ENGINE, Product, make_parent, record
-from unet_deploy.exporters.targets import Target, choose_outputs, parse_targets, require_place, write_whole
+from unet_deploy.exporters.targets import TARGETS, Target, choose_outputs, parse_names, require_place, write_whole
 from unet_deploy.exporters.tensorrt import default_profile, find_device, make_plan, run_plan
 from unet_deploy.runtime import Artifact, load_artifact
 from unet_deploy.runtime.engine_plan import EnginePlan, load_engine_plan
@@ -149,9 +149,9 @@ def test_a_package_of_int8_is_refused_before_any_work(tmp_path: Path, tiny_check
 
 
 def test_targets_are_parsed() -> None:
-    assert parse_targets(["onnx", "openvino", "onnx"]) == ("onnx", "openvino")
+    assert parse_names("target", ["onnx", "openvino", "onnx"], TARGETS) == ("onnx", "openvino")
     with pytest.raises(UnknownNameError, match=r"^unknown target: 'tensort'\n.*\n  fix: did you mean 'tensorrt'\?"):
-        parse_targets(["tensort"])
+        parse_names("target", ["tensort"], TARGETS)
 
 
 @pytest.mark.parametrize(

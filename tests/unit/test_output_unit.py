@@ -183,7 +183,7 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(
         OutputPathError, match=r"^the output .*out\.zarr cannot be written: .+\n  \w+Error at .+\n"
     ) as caught:
-        create_output(spec, fingerprint={}, provenance={}).close()
+        create_output(spec, fingerprint={}, provenance={}, overwrite=True).close()
     assert caught.value.fix == "choose an --output where you may write"
 
 
@@ -229,7 +229,7 @@ def test_the_raw_size_is_that_of_all_arrays(tmp_path: Path) -> None:
 
 def test_an_unfinished_output_does_not_look_like_a_result(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, shape=(1, 600, 20))
-    create_output(spec, fingerprint={}, provenance={"model": "m"}).close()
+    create_output(spec, fingerprint={}, provenance={"model": "m"}, overwrite=True).close()
     root = zarr.open_group(spec.path, mode="r")
     assert root.attrs.asdict() == {PROVENANCE_KEY: {"model": "m", "status": "running"}}
     assert root["labels"].attrs.asdict() == root["labels/segmentation"].attrs.asdict() == {}
@@ -257,7 +257,7 @@ def test_nothing_of_a_replaced_output_is_left(tmp_path: Path, first: dict[str, A
     # Several times, for the file system may give the new store the old one's inode.
     for value, changes in zip((1, 2, 3, 4), (first, second, first, second), strict=True):
         spec = make_spec(tmp_path, **changes)
-        create_output(spec, fingerprint={}, provenance={}).close()
+        create_output(spec, fingerprint={}, provenance={}, overwrite=True).close()
         write_everything(spec, value)
         for path in ("labels/segmentation/0", "0"):
             array = zarr.open_array(spec.path, path=path, mode="r")
@@ -341,7 +341,7 @@ def test_the_pyramid_does_not_depend_on_how_the_work_is_cut(tmp_path_factory: An
     rng = np.random.default_rng(seed)
     e = spec.extents
     labels = rng.integers(0, 3, (e.z, e.y, e.x), dtype=np.uint8)
-    create_output(spec, fingerprint={}, provenance={}).close()
+    create_output(spec, fingerprint={}, provenance={}, overwrite=True).close()
     blocks = blocks_of(spec)
     rng.shuffle(blocks)
     for z, y, x in blocks:

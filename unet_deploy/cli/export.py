@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unet_deploy.cli import _options as flags
 from unet_deploy.cli._report import describe_plan, format_bytes, show_json, show_rows
-from unet_deploy.errors import MissingDependencyError, UnknownNameError
+from unet_deploy.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from unet_deploy.card import Precision
     from unet_deploy.exporters.export import ExportReport
     from unet_deploy.exporters.products import Proof
     from unet_deploy.runtime.engine_plan import Flag
@@ -90,11 +88,11 @@ def export(
     as_json: flags.JsonOption = False,
 ) -> None:
     """Export a trained network, proved equal to the checkpoint before it is written."""
-    from unet_deploy.exporters.targets import PlanOptions, choose_outputs, parse_targets
+    from unet_deploy.exporters.targets import PRECISIONS, TARGETS, PlanOptions, choose_outputs, parse_names
 
-    outputs = choose_outputs(
-        parse_targets(target or ["onnx"]), parse_precisions(precision or ["fp32"]), output or DEFAULT_OUTPUT
-    )
+    targets = parse_names("target", target or ["onnx"], TARGETS)
+    precisions = parse_names("precision", precision or ["fp32"], PRECISIONS)
+    outputs = choose_outputs(targets, precisions, output or DEFAULT_OUTPUT)
     grey_range = flags.parse_input_range(input_range)
     asked: dict[str, Flag] = {
         "tf32": tf32,
@@ -130,23 +128,6 @@ def export(
         if index:
             typer.echo()
         show_rows(_rows(report))
-
-
-def parse_precisions(names: Sequence[str]) -> tuple[Precision, ...]:
-    """Return each precision once, in the order given.
-
-    Raises
-    ------
-    UnknownNameError
-        If one is no precision.
-    """
-    from unet_deploy.card import Precision
-
-    known: dict[str, Precision] = {name: name for name in get_args(Precision)}
-    for name in names:
-        if name not in known:
-            raise UnknownNameError.of_unknown_name("precision", name, known)
-    return tuple(dict.fromkeys(known[name] for name in names))
 
 
 def _facts(report: ExportReport) -> dict[str, Any]:
