@@ -119,7 +119,7 @@ def count_blocks(output: Path) -> int:
         journal = read_journal(output)
     except UnetDeployError:  # between its making and its first line
         return 0
-    return 0 if journal is None else len(journal.records)
+    return 0 if journal is None else journal.n_recorded
 
 
 def list_blocks(output: Path) -> list[int]:

@@ -28,10 +28,10 @@ from unet_deploy.exporters.targets import (
     write_whole,
 )
 from unet_deploy.exporters.tensorrt import PlanProduct, find_device, make_int8_graph, make_plan
+from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.engine_plan import PlanManifest, write_engine_plan
 from unet_deploy.runtime.engines.base import EngineDescription
 from unet_deploy.runtime.engines.tensorrt_build import require_flags
-from unet_deploy.runtime.output import full_disk_named
 from unet_deploy.training.checkpoint import load_checkpoint
 from unet_deploy.training.network import UNet
 

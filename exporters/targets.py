@@ -14,8 +14,8 @@ from typing import Literal, TypeVar, get_args
 from unet_deploy.card import Precision
 from unet_deploy.errors import OutputExistsError, OutputPathError, UnknownNameError, UsageError
 from unet_deploy.runtime._private_files import require_private_folder
+from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.engine_plan import Flag, Flavour, sidecar_path
-from unet_deploy.runtime.output import full_disk_named
 
 Target = Literal["onnx", "tensorrt", "tensorrt-rtx", "openvino", "bioimageio"]
 Wanted = tuple[Target, Precision]

@@ -2,7 +2,8 @@
 
 >>> from unet_deploy.runtime import segment, segment_array
 
-`segment` goes from a Zarr volume to a finished OME-Zarr; `segment_array` gives a lazy Dask array for pipelines.
+`segment` goes from a Zarr volume to a finished OME-Zarr; `segment_array` gives a lazy Dask array for pipelines;
+`Segmenter` keeps one model open for many volumes.
 Importing this package costs nothing: each name is imported on first use.
 """
 
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
     from unet_deploy.runtime.engines import CheckedEngine, Engine, EngineDescription, open_engine
     from unet_deploy.runtime.execute import Progress
     from unet_deploy.runtime.images import ImageEntry, list_images
-    from unet_deploy.runtime.pipeline import SegmentationResult, segment
+    from unet_deploy.runtime.pipeline import segment
     from unet_deploy.runtime.plan import SegmentationPlan, plan_segmentation
     from unet_deploy.runtime.preparation import default_output, prepare
+    from unet_deploy.runtime.region import Region, parse_region
+    from unet_deploy.runtime.results import SegmentationResult
+    from unet_deploy.runtime.segmenter import Segmenter
     from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
 
 _HOMES = {
@@ -29,8 +33,10 @@ _HOMES = {
     "EngineDescription": "engines",
     "ImageEntry": "images",
     "Progress": "execute",
+    "Region": "region",
     "SegmentationPlan": "plan",
-    "SegmentationResult": "pipeline",
+    "SegmentationResult": "results",
+    "Segmenter": "segmenter",
     "Volume": "volume",
     "VolumeInfo": "volume",
     "default_output": "preparation",
@@ -39,6 +45,7 @@ _HOMES = {
     "load_bundled_artifact": "artifact",
     "open_engine": "engines",
     "open_volume": "volume",
+    "parse_region": "region",
     "plan_segmentation": "plan",
     "prepare": "preparation",
     "segment": "pipeline",
@@ -52,8 +59,10 @@ __all__ = [
     "EngineDescription",
     "ImageEntry",
     "Progress",
+    "Region",
     "SegmentationPlan",
     "SegmentationResult",
+    "Segmenter",
     "Volume",
     "VolumeInfo",
     "default_output",
@@ -62,6 +71,7 @@ __all__ = [
     "load_bundled_artifact",
     "open_engine",
     "open_volume",
+    "parse_region",
     "plan_segmentation",
     "prepare",
     "segment",

@@ -2,7 +2,7 @@
 
 zarr and its codecs let three kinds of damage pass, each seen with zarr 3.1 and numcodecs 0.16:
 
-1. A shard of no bytes, or one that ends before a chunk does, reads as the fill value: `ChunkStore` refuses it.
+1. A shard of no bytes, or one that ends before a chunk does, reads as the fill value: `_chunk_store` refuses it.
 2. A truncated Blosc chunk decodes to whatever stands behind it in memory: its header must declare the bytes there are.
 3. A chunk that inflates beyond what its array says does so before anyone counts. Blosc and LZ4 headers are read first.
    Of zstd all frames are walked, since a frame may declare nothing and 4 bytes of it may stand for 128 KiB. gzip and
@@ -22,10 +22,8 @@ from typing import Any
 
 import numcodecs
 from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import ByteRequest, RangeByteRequest
 from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore
+from zarr.core.buffer import Buffer
 
 from unet_deploy.runtime._zarr_metadata import ITEM_BYTES, ArrayMetadata, Document
 
@@ -41,24 +39,6 @@ _GZIP, _ZLIB = 31, 15  # zlib's window bits for either format
 
 class DamagedChunkError(ValueError):
     """A chunk that must not be decoded; `Volume.read` says it as a ReadError."""
-
-
-class ChunkStore(LocalStore):
-    """A local store in which only a file that does not exist is an absent chunk."""
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Return the bytes at a key, None only if there is nothing there."""
-        value = await super().get(key, prototype, byte_range)
-        if value is None:
-            if (self.root / key).exists():
-                raise DamagedChunkError(f"{key} is there, but is no file")
-            return None
-        wanted = byte_range.end - byte_range.start if isinstance(byte_range, RangeByteRequest) else 1
-        if len(value) < wanted:
-            raise DamagedChunkError(f"{key} is cut short: {len(value)} bytes came, {wanted} were expected")
-        return value
 
 
 def guarded_document(metadata: ArrayMetadata) -> Document:

@@ -12,8 +12,6 @@ Everything is a function of the labels, the rule and the block's place: a block 
 
 from __future__ import annotations
 
-import os
-import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_deploy.errors import MissingDependencyError
+from unet_deploy.runtime._atomic_file import AtomicFile
 from unet_deploy.runtime._box_grid import Box
 from unet_deploy.runtime._instance_rule import InstanceRule
 from unet_deploy.runtime.plan import Extents
@@ -197,27 +196,6 @@ def read_faces(path: Path) -> tuple[npt.NDArray[np.uint8], dict[int, tuple[Ids, 
     with np.load(path, allow_pickle=False) as file:
         axes = [axis for axis in range(3) if f"face{axis}0" in file.files]
         return file["objects"]["label"].copy(), {axis: (file[f"face{axis}0"], file[f"face{axis}1"]) for axis in axes}
-
-
-class AtomicFile:
-    """A file to write that appears under its name only when all of it is written; used as a context."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # A task that Dask runs twice at once must not write to one file.
-        self._draft = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
-        self._file: Any = None
-
-    def __enter__(self) -> Any:
-        self._file = self._draft.open("wb")
-        return self._file
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._file.close()
-        if kind is None:
-            self._draft.replace(self._path)
-        else:
-            self._draft.unlink(missing_ok=True)
 
 
 def import_scipy(name: Literal["scipy.ndimage", "scipy.sparse", "scipy.sparse.csgraph"]) -> Any:

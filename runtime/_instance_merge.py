@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_deploy.errors import ConfigurationError
-from unet_deploy.runtime._instance_blocks import OBJECT, AtomicFile, Ids, import_scipy
+from unet_deploy.runtime._atomic_file import AtomicFile
+from unet_deploy.runtime._instance_blocks import OBJECT, Ids, import_scipy
 from unet_deploy.runtime._instance_rule import InstanceRule, Step
 from unet_deploy.runtime.plan import Extents
 

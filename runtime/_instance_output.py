@@ -1,14 +1,14 @@
 """The label image of object ids: its arrays beside the labels of classes, its pyramid and its OME metadata.
 
 1. ``labels/instances`` has the levels, chunks and shards of ``labels/segmentation``, in uint32; a level halves y and x
-   and keeps the most frequent id of each 2 × 2 cell.
+   and keeps the most frequent id of each 2 × 2 cell. The ids of a label group ``NAME`` go to ``NAME_instances`` beside
+   it.
 2. A block's task writes its ids and the levels of which it holds whole chunks; the others are made level by level.
-3. The store lists the image among its labels only when all of it is there.
+3. The image is listed among the labels only when all of it is there.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import ZstdCodec
 
+from unet_deploy.errors import OutputPathError
 from unet_deploy.runtime._box_grid import Box, BoxGrid
-from unet_deploy.runtime.layout import PROVENANCE_KEY, OutputSpec, multiscales_of
-from unet_deploy.runtime.output import ZSTD_LEVEL, full_disk_named, reduce_mode
+from unet_deploy.runtime.disk_space import full_disk_named
+from unet_deploy.runtime.label_group import drop_objects, is_made_for, list_label
+from unet_deploy.runtime.layout import INSTANCES_NAME, PROVENANCE_KEY, OutputSpec, multiscales_of
+from unet_deploy.runtime.output import create_array
+from unet_deploy.runtime.pyramid import reduce_mode
 
-INSTANCES_NAME = "instances"
-PATH = f"labels/{INSTANCES_NAME}"
 STRIP_ROWS = 256
 """Even, so that no 2 × 2 cell is cut."""
 
@@ -31,30 +32,26 @@ InstanceIds = npt.NDArray[np.uint32]
 
 
 def create_instances(spec: OutputSpec) -> None:
-    """Create the arrays of ids in a store that exists; ids of an earlier time are deleted, and no longer listed."""
-    _list(spec, listed=False)
-    shutil.rmtree(Path(spec.path) / PATH, ignore_errors=True)
-    root = zarr.open_group(spec.path, mode="r+")
-    root.require_group("labels").create_group(INSTANCES_NAME)
-    is_v3 = spec.zarr_format == 3
-    chunk = dict(zip("tzyx", (1, *spec.grid.chunk), strict=True))
-    shard = dict(zip("tzyx", (1, *spec.grid.unit), strict=True))
-    for level in range(spec.n_levels):
-        e = spec.level_extents(level)
-        zarr.create_array(
-            spec.path,
-            name=f"{PATH}/{level}",
-            shape=spec.to_layout("labels", {"t": e.t, "z": e.z, "y": e.y, "x": e.x}),
-            chunks=spec.to_layout("labels", chunk),
-            shards=spec.to_layout("labels", shard) if spec.grid.shard else None,
-            dtype="uint32",
-            compressors=ZstdCodec(level=ZSTD_LEVEL) if is_v3 else "auto",  # of version 2: Zstandard too
-            fill_value=0,
-            zarr_format=spec.zarr_format,
-            dimension_names=list(spec.axes) if is_v3 else None,
-            chunk_key_encoding={"name": "default" if is_v3 else "v2", "separator": "/"},
-            write_data=False,
+    """Create the arrays of ids beside labels that exist; ids of an earlier time are deleted, and no longer listed.
+
+    Raises
+    ------
+    OutputPathError
+        If, beside a label group, something has come to lie there that is not ours.
+    """
+    folder = Path(spec.instances_path)
+    if spec.is_label_group and folder.exists() and not is_made_for(folder, spec.labels_name):
+        raise OutputPathError(
+            f"the objects of {spec.labels_name} would go to {folder}, where something else is",
+            "it was not made by unet-deploy for these labels, so it is never replaced",
+            fix="move it away, then give the same command again",
         )
+    drop_objects(spec)
+    with full_disk_named(f"while making {folder}"):
+        begun = {"status": "running", "instances_of": spec.labels_name}
+        zarr.create_group(str(folder), zarr_format=spec.zarr_format, attributes={PROVENANCE_KEY: begun})
+        for level in range(spec.n_levels):
+            create_array(spec, str(folder), str(level), kind="labels", level=level, dtype="uint32")
 
 
 def write_ids(spec: OutputSpec, block: Box, ids: InstanceIds) -> None:
@@ -83,7 +80,7 @@ def _regions(spec: OutputSpec, level: int) -> BoxGrid:
 
 
 def finish_instances(spec: OutputSpec, *, provenance: Mapping[str, Any], source: str | None) -> None:
-    """Write the OME metadata of the ids, and list them among the store's labels; after `finish_output`.
+    """Write the OME metadata of the ids, and list them among the labels; before `finish_output`, whose status is last.
 
     Parameters
     ----------
@@ -92,27 +89,19 @@ def finish_instances(spec: OutputSpec, *, provenance: Mapping[str, Any], source:
     provenance
         JSON values that say how objects were told apart.
     source
-        Relative path to the image that was segmented, None where there is none to point at.
+        Relative path to the image that was segmented, None where there is none to point at; of a label group, known.
     """
+    source = "../../" if spec.is_label_group else source
     label: dict[str, Any] = {} if source is None else {"source": {"image": source}}
     attributes = multiscales_of(spec, "labels", prefix="")
+    folder = Path(spec.instances_path)
     holder = attributes["ome"] if spec.ome_version == "0.5" else attributes
-    holder["multiscales"][0]["name"] = INSTANCES_NAME
+    holder["multiscales"][0]["name"] = folder.name
     holder["image-label"] = label if spec.ome_version == "0.5" else {"version": "0.4", **label}
-    root = zarr.open_group(spec.path, mode="r+")
-    root[PATH].attrs.update({**attributes, PROVENANCE_KEY: dict(provenance)})
-    _list(spec, listed=True)
-
-
-def _list(spec: OutputSpec, *, listed: bool) -> None:
-    """Put the ids among the store's labels, or take them out."""
-    labels = zarr.open_group(spec.path, mode="r+").require_group("labels")
-    holder: Any = labels.attrs.get("ome", {"version": "0.5"}) if spec.ome_version == "0.5" else labels.attrs.asdict()
-    names = [name for name in holder.get("labels", []) if name != INSTANCES_NAME]
-    if not listed and names == holder.get("labels", []):
-        return
-    names += [INSTANCES_NAME] if listed else []
-    labels.attrs.update({"ome": {**holder, "labels": names}} if spec.ome_version == "0.5" else {"labels": names})
+    with full_disk_named(f"while writing the metadata at {folder}"):
+        said = {**provenance, "instances_of": spec.labels_name}
+        zarr.open_group(str(folder), mode="r+").attrs.update({**attributes, PROVENANCE_KEY: said})
+        list_label(spec, folder.name, listed=True)
 
 
 def _write_levels(spec: OutputSpec, ids: InstanceIds, *, level: int, count: int, block: Box) -> None:
@@ -132,10 +121,9 @@ def _write_levels(spec: OutputSpec, ids: InstanceIds, *, level: int, count: int,
 
 def _halved(ids: InstanceIds) -> InstanceIds:
     """Halve y and x of ids (z, y, x), a strip at a time: comparing needs several times what is compared."""
-    reduce: Any = reduce_mode  # its type says uint8; it compares values of any
-    strips = [reduce(ids[:, top : top + STRIP_ROWS]) for top in range(0, ids.shape[1], STRIP_ROWS)]
+    strips = [reduce_mode(ids[:, top : top + STRIP_ROWS]) for top in range(0, ids.shape[1], STRIP_ROWS)]
     return np.concatenate(strips, axis=1)
 
 
 def _open(spec: OutputSpec, level: int) -> zarr.Array[Any]:
-    return zarr.open_array(spec.path, path=f"{PATH}/{level}", mode="r+")
+    return zarr.open_array(spec.instances_path, path=str(level), mode="r+")

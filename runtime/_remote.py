@@ -15,10 +15,12 @@ import functools
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unet_deploy.errors import MissingDependencyError, ReadError, UsageError, VolumeNotFoundError
+from unet_deploy.runtime._retry import read_again
 
 SCHEMES = ("http", "https", "s3")
 RETRIES = 7
@@ -85,14 +87,10 @@ class RemoteDirectory:
             If obstore is not installed.
         """
         store = open_store(self.base)  # says what is missing
-        import obstore
         from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
         try:
-            found = obstore.get(store, self.key)
-            if found.meta["size"] > limit:
-                return b"\0" * (limit + 1)
-            return bytes(found.bytes())
+            return read_again(partial(_read_start, store, self.key, limit), is_passing=is_broken_off)
         except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError):
             return None
         except BaseError as error:
@@ -116,6 +114,18 @@ class RemoteDirectory:
         except (BaseError, OSError):
             return []  # without the right to list, all that is known is what the metadata lists
         return [str(prefix).rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]]
+
+
+def _read_start(store: Any, key: str, limit: int) -> bytes:
+    import obstore
+
+    found = obstore.get(store, key)
+    return b"\0" * (limit + 1) if found.meta["size"] > limit else bytes(found.bytes())
+
+
+def is_broken_off(error: Exception) -> bool:
+    """Tell whether an answer began and did not end, which obstore does not ask again for."""
+    return "response body error" in str(error)
 
 
 Location = Path | RemoteDirectory

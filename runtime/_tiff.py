@@ -18,6 +18,7 @@ import re
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from unet_deploy.errors import (
     UnsupportedDtypeError,
     UsageError,
 )
+from unet_deploy.runtime._retry import read_again
 from unet_deploy.runtime._tiff_metadata import TiffSize, imagej_size, ome_sizes
 from unet_deploy.runtime._zarr_metadata import MAX_CHUNK_BYTES, MAX_EXTENT
 from unet_deploy.runtime.ome import AXES, require_axes
@@ -212,8 +214,7 @@ def _parse_once(path: str, size: int, changed_ns: int) -> TiffFile:  # noqa: ARG
     theirs, handler = logging.getLogger("tifffile"), _Errors()
     theirs.addHandler(handler)
     try:
-        with tifffile.TiffFile(path) as file:
-            count = len(file.series)  # parses what it is made of
+        file, count = read_again(partial(_parse_all, tifffile.TiffFile, path))
     except Exception as error:  # tifffile and what it calls raise anything
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     finally:
@@ -223,6 +224,11 @@ def _parse_once(path: str, size: int, changed_ns: int) -> TiffFile:  # noqa: ARG
     if not count:
         raise _damaged(path, "it holds no image")
     return file
+
+
+def _parse_all(open_file: Any, path: str) -> tuple[TiffFile, int]:
+    with open_file(path) as file:
+        return file, len(file.series)  # parses what it is made of
 
 
 class _Errors(logging.Handler):

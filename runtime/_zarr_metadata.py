@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ from unet_deploy.errors import (
     UnsupportedMetadataError,
 )
 from unet_deploy.runtime._remote import Location, RemoteDirectory
+from unet_deploy.runtime._retry import read_again
 
 Document = dict[str, Any]
 
@@ -117,11 +120,10 @@ def _load(file: Location) -> Document | None:
         raw = _read_bytes(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ReadError:
+        raise  # of an address; says it itself
     except OSError as error:
-        is_local = isinstance(file, Path)
-        fix = (
-            "check the file's permissions and the disk" if is_local else "check the address, the network and the server"
-        )
+        fix = "check the file's permissions and the disk"
         raise ReadError("the metadata cannot be read", f"in {file}", str(error), fix=fix) from error
     if raw is None:
         return None
@@ -142,6 +144,12 @@ def _load(file: Location) -> Document | None:
 def _read_bytes(file: Location) -> bytes | None:
     if isinstance(file, RemoteDirectory):
         return file.read(MAX_DOCUMENT_BYTES)
+    return read_again(partial(_read_start, file))
+
+
+def _read_start(file: Path) -> bytes:
+    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would never end
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
     with file.open("rb") as stream:
         return stream.read(MAX_DOCUMENT_BYTES + 1)
 
@@ -335,5 +343,9 @@ def _refuse(file: Location, problem: str) -> UnsupportedMetadataError:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shorten(repr(value), most=80)
+
+
+def shorten(text: str, *, most: int = 300) -> str:
+    """Return a text, cut where it is long: what a document holds may be as long as the document."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -27,7 +27,7 @@ from unet_deploy.runtime.execute import segment_window
 from unet_deploy.runtime.layout import require_kinds
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
 from unet_deploy.runtime.ome import require_axes
-from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Block, Extents, plan_segmentation
+from unet_deploy.runtime.plan import Block, Extents, plan_segmentation
 from unet_deploy.runtime.preparation import plan_for, resolve_model
 from unet_deploy.runtime.windows import WindowPlan, plan_window, spread
 
@@ -48,7 +48,7 @@ def segment_array(
     threads: int = 0,
     tile: tuple[int, int] | None = None,
     batch: int = 1,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    max_memory_bytes: int | None = None,
     tta: bool = False,
     engine_factory: EngineFactory | None = None,
 ) -> Any:
@@ -66,7 +66,7 @@ def segment_array(
         ``"labels"``: uint8, the array's axes without c. ``"probabilities"``: uint8, 255 for certain, with c the class.
     channels
         Indices along c, in the model's order; all by default.
-    input_range, device, engine, threads, tile, batch, memory_bytes, tta, engine_factory
+    input_range, device, engine, threads, tile, batch, max_memory_bytes, tta, engine_factory
         As in `segment`, but that each process which computes blocks chooses for itself where no `engine` is named: name
         one if they have different packages. Without an `input_range`, a model that scales each volume by its own
         percentiles computes the whole array once now, to take them (float32 twice).
@@ -108,7 +108,7 @@ def segment_array(
             source_chunk=(chunk.get("z", 1), chunk["y"], chunk["x"]),
             bytes_per_value=array.dtype.itemsize,
             batch=batch,
-            memory_bytes=memory_bytes,
+            max_memory_bytes=max_memory_bytes,
             tta=tta,
         ),
         tile=tile,
@@ -206,7 +206,7 @@ def _segment_piece(
 ) -> npt.NDArray[np.uint8]:
     """Segment one block from the pixels (of `axes`) that it needs; the Dask task. Returns (1, c, z, y, x)."""
     canonical = np.asarray(pixels)[tuple(slice(None) if axis in axes else None for axis in "tczyx")]  # t of size 1
-    labels, probabilities = segment_window(
+    segmented = segment_window(
         spread(canonical[0], y, x),
         block,
         engine=get_engine(request),
@@ -214,10 +214,10 @@ def _segment_piece(
         kinds=require_kinds([kind]),
         batch=batch,
     )
-    if labels is not None:
-        return labels[None, None]
-    assert probabilities is not None
-    return probabilities[None]
+    if segmented.labels is not None:
+        return segmented.labels[None, None]
+    assert segmented.probabilities is not None
+    return segmented.probabilities[None]
 
 
 def _insert_channel_level(nested: list[Any]) -> list[Any]:

@@ -14,40 +14,35 @@ The rules and their limits are in `_grey_drift`, and how they were measured in `
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import ValueRangeError
 from unet_deploy.runtime._grey_drift import Finding, compare_grey_values
-from unet_deploy.runtime.grey_values import SAMPLE_VALUES, GreyCounts, sample_volume
+from unet_deploy.runtime.grey_values import SAMPLE_VALUES, GreyCounts, GreySample, sample_volume
+from unet_deploy.runtime.levels import MAX_RATIO, Size, level_sizes_nm, pixel_size_nm, ratio_of, size_text
 from unet_deploy.runtime.volume import Volume, VolumeInfo
 
-__all__ = ["Finding", "VolumeFacts", "check_drift", "compare_with_training", "facts_of", "require_no_drift"]
-
-PIXEL_FACTOR = 1.5
-
-_UNIT_NM = {
-    "angstrom": 0.1,
-    "picometer": 1e-3,
-    "nanometer": 1.0,
-    "micrometer": 1e3,
-    "millimeter": 1e6,
-    "centimeter": 1e7,
-    "meter": 1e9,
-}
-
-Size = tuple[float, float]
+__all__ = [
+    "Finding",
+    "VolumeFacts",
+    "check_drift",
+    "compare_with_training",
+    "describe_findings",
+    "facts_of",
+    "require_no_drift",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeFacts:
-    """What is compared besides grey values. Sizes are (y, x) in nm, None where unknown; `level_sizes_nm` by level."""
+    """What is compared besides grey values. Sizes are (y, x) in nm; `level_sizes_nm` has those known, by level."""
 
     dtype: str
     pixel_size_nm: Size | None = None
-    level_sizes_nm: tuple[Size | None, ...] = ()
+    level_sizes_nm: Mapping[int, Size] = field(default_factory=dict)
 
 
 def check_drift(
@@ -70,7 +65,7 @@ def check_drift(
     channels
         Indices, in the model's order.
     client
-        A ``distributed.Client``, whose workers see the volume.
+        A ``distributed.Client``, whose workers see the volume; None to look here, one chunk after the other.
     input_range
         As for `segment`: grey values of the volume that mean the ends of the card's value range.
     sample_values
@@ -82,16 +77,34 @@ def check_drift(
         If a chunk that is looked at cannot be read.
     """
     sample = sample_volume(volume, channels, client, sample_values=sample_values)
-    return compare_with_training(card, facts_of(volume.info), sample.counts, input_range=input_range)
+    findings = compare_with_training(card, facts_of(volume.info), sample.counts, input_range=input_range)
+    return findings if sample.is_whole else tuple(_of_a_part(finding, sample, volume) for finding in findings)
+
+
+def _of_a_part(finding: Finding, sample: GreySample, volume: Volume) -> Finding:
+    """Say less of a sparse volume: that all of a sample is empty does not mean that all is."""
+    if finding.code != "constant":
+        return finding
+    share = sample.pixels / math.prod(volume.extent(axis) for axis in "tzyx")
+    text = f"all grey values looked at, {share:.2%} of the volume, are {finding.numbers['value']:g}"
+    return replace(finding, text=f"{text}: there may be nothing to segment")
 
 
 def facts_of(info: VolumeInfo) -> VolumeFacts:
     """Return a volume's dtype and pixel sizes."""
-    return VolumeFacts(
-        dtype=info.dtype,
-        pixel_size_nm=_pixel_size(info, info.scale),
-        level_sizes_nm=tuple(_pixel_size(info, level.scale) for level in info.levels),
-    )
+    return VolumeFacts(dtype=info.dtype, pixel_size_nm=pixel_size_nm(info), level_sizes_nm=level_sizes_nm(info))
+
+
+def describe_findings(findings: Sequence[Finding], *, source: str) -> tuple[str, ...]:
+    """Return findings in words: a headline, then for each a line on what differs and one on what to do."""
+    assert findings, "there is nothing to say"
+    ways = "in one way" if len(findings) == 1 else f"in {len(findings)} ways"
+    lines = [f"{source} differs {ways} from what the model was trained on"]
+    for number, finding in enumerate(findings):
+        lines.append(f"{finding.text} [{finding.code}]")
+        if finding.fix not in (later.fix for later in findings[number + 1 :]):  # said once, after all that it mends
+            lines.append(f"  what to do: {finding.fix}")
+    return tuple(lines)
 
 
 def require_no_drift(findings: Sequence[Finding], *, source: str) -> None:
@@ -100,15 +113,12 @@ def require_no_drift(findings: Sequence[Finding], *, source: str) -> None:
     Raises
     ------
     ValueRangeError
-        If there are findings; the message has all of them.
+        If there are findings; the message has all of them, with what to do about each.
     """
     if findings:
-        ways = "in one way" if len(findings) == 1 else f"in {len(findings)} ways"
-        raise ValueRangeError(
-            f"{source} differs {ways} from what the model was trained on",
-            *(finding.text for finding in findings),
-            fix=f"{findings[0].fix}; or leave --strict out",
-        )
+        words = "this" if len(findings) == 1 else "these"
+        headline, *details = describe_findings(findings, source=source)
+        raise ValueRangeError(headline, *details, fix=f"mend {words}, or leave --strict out to segment it as it is")
 
 
 def compare_with_training(
@@ -122,34 +132,18 @@ def compare_with_training(
 
 def _compare_pixel_size(card: ModelCard, facts: VolumeFacts) -> Finding | None:
     came, trained = facts.pixel_size_nm, card.input.pixel_size_nm
-    if came is None or trained is None or _factor(came, trained) <= PIXEL_FACTOR:
+    if came is None or trained is None:
         return None
-    better = [(_factor(size, trained), level) for level, size in enumerate(facts.level_sizes_nm) if size is not None]
-    factor, level = min(better, default=(math.inf, 0))
+    factor = ratio_of(came, trained)
+    if factor <= MAX_RATIO:
+        return None
+    nearest, level = min(
+        ((ratio_of(size, trained), level) for level, size in facts.level_sizes_nm.items()), default=(factor, 0)
+    )
+    resample = f"resample the volume to about {size_text(trained)}, or use a model trained at its size"
     return Finding(
         code="pixel-size",
-        text=f"pixels are {_nm(came)} (y × x), the model was trained at {_nm(trained)}: a factor of "
-        f"{_factor(came, trained):.1f}",
-        fix=f"--level {level}"
-        if factor < _factor(came, trained)
-        else f"resample the volume to about {_nm(trained)}, or use a model trained at its size",
-        numbers={"factor": _factor(came, trained), "limit": PIXEL_FACTOR},
+        text=f"pixels are {size_text(came)}, the model was trained at {size_text(trained)}: a factor of {factor:.1f}",
+        fix=f"--level {level}" if nearest < factor else resample,
+        numbers={"factor": factor, "limit": MAX_RATIO},
     )
-
-
-def _pixel_size(info: VolumeInfo, scale: tuple[float, ...] | None) -> Size | None:
-    if scale is None or info.units is None:
-        return None
-    units = [info.units[info.axes.index(axis)] for axis in "yx"]
-    y, x = (scale[info.axes.index(axis)] for axis in "yx")
-    if any(unit not in _UNIT_NM for unit in units) or min(y, x) <= 0:
-        return None
-    return y * _UNIT_NM[units[0] or ""], x * _UNIT_NM[units[1] or ""]
-
-
-def _factor(came: Size, trained: Size) -> float:
-    return max(max(a / b, b / a) for a, b in zip(came, trained, strict=True))
-
-
-def _nm(size: Size) -> str:
-    return f"{size[0]:g} × {size[1]:g} nm"

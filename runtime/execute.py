@@ -4,33 +4,37 @@
 2. A task reads its window once, mirrors it, cuts tiles as views, infers them in batches, and writes whole chunks.
    No array travels through the scheduler.
 3. One block has the engine at a time, and runs its batches one by one; a second thread reads and writes meanwhile.
-4. Where memory runs out, the block is cut into smaller batches, then smaller tiles, and computed again
+4. Tiles of one grey value are answered from what the engine said of such a tile (`runtime.engines.constant_tiles`); a
+   block of nothing else does not wait for the engine.
+5. Where memory runs out, the block is cut into smaller batches, then smaller tiles, and computed again
    (`runtime.engines.memory`); the result is the same.
-5. A block that fails is reported with its reason and the run goes on, also if its workers died of it; a full disk ends
+6. A block that fails is reported with its reason and the run goes on, also if its workers died of it; a full disk ends
    it, since nothing could follow.
-6. Each report is written into the journal before the next is waited for.
+7. Each report is written into the journal before the next is waited for.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice, product
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from unet_deploy.errors import InterruptedRunError, NoSpaceError, ValueRangeError
+from unet_deploy.errors import NoSpaceError, ValueRangeError
 from unet_deploy.geometry import AxisTile, Interval, cover_axis
 from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
 from unet_deploy.runtime.engines.memory import Rung
-from unet_deploy.runtime.engines.runner import TileWork, choose_runner
+from unet_deploy.runtime.engines.runner import TileWork, answer_constant_tiles, choose_runner
 from unet_deploy.runtime.engines.symmetries import TileEngine
 from unet_deploy.runtime.journal import BlockRecord, Journal
 from unet_deploy.runtime.layout import Kind, OutputSpec
+from unet_deploy.runtime.measures import count_classes, mean_confidence, saturated_fraction
 from unet_deploy.runtime.normalise import Normaliser, is_in_range
 from unet_deploy.runtime.output import count_regions, downsample_region, write_block
 from unet_deploy.runtime.plan import Block, SegmentationPlan
@@ -57,19 +61,53 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockReport:
-    """What a task says of its block. `failure` is None where all went well.
+    """What a task says of its block.
 
-    `rungs` are what was tried, the last of them what held, where memory ran out in this process; else empty.
+    `record` is for the journal. `rungs` are what was tried, the last of them what held, where memory ran out in this
+    process; else empty.
     """
 
-    index: int
+    record: BlockRecord
     pixels: int
     read_s: float = 0.0
     infer_s: float = 0.0
     write_s: float = 0.0
-    class_counts: tuple[int, ...] = ()
     rungs: tuple[Rung, ...] = ()
-    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTotals:
+    """Sums over the blocks that were run by one call of `run_blocks`, those that failed among them.
+
+    The times are of all threads together. `rungs` are those of the worker that had to go furthest down. `left` is how
+    many blocks the call was to see done and did not.
+    """
+
+    blocks: int = 0
+    pixels: int = 0
+    read_s: float = 0.0
+    infer_s: float = 0.0
+    write_s: float = 0.0
+    rungs: tuple[Rung, ...] = ()
+    left: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SegmentedWindow:
+    """A block's result, and how many of its tiles were answered without the network.
+
+    `labels` is uint8 (z, y, x), `probabilities` uint8 (classes, z, y, x); None for what was not asked for.
+    """
+
+    labels: npt.NDArray[np.uint8] | None
+    probabilities: npt.NDArray[np.uint8] | None
+    n_tiles: int
+    n_answered: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether the network had nothing to do here."""
+        return self.n_answered == self.n_tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +136,11 @@ def run_block(job: Job, index: int) -> BlockReport:
         raise
     except Exception as error:  # a codec, the file system or the engine may raise anything; the others can go on
         logger.exception("block %d failed", index)
-        return BlockReport(index=index, pixels=block.pixels, failure=f"{type(error).__name__}: {error}")
+        return _failure(block, f"{type(error).__name__}: {error}")
+
+
+def _failure(block: Block, reason: str) -> BlockReport:
+    return BlockReport(record=BlockRecord(index=block.index, status="failed", reason=reason), pixels=block.pixels)
 
 
 def _run_block(job: Job, block: Block) -> BlockReport:
@@ -108,25 +150,40 @@ def _run_block(job: Job, block: Block) -> BlockReport:
     y = plan_window(geometry, block.tiles_y, extents.y)
     x = plan_window(geometry, block.tiles_x, extents.x)
     time_point = Interval(block.t, block.t + 1)
-    pixels = job.volume.read(t=time_point, c=job.channels, z=block.z, y=y.source, x=x.source)[0]  # (c, z, y, x)
+    (pixels,) = job.volume.read(  # (c, z, y, x)
+        t=time_point,
+        c=job.channels,
+        z=block.z,
+        y=y.source,
+        x=x.source,
+        cache_bytes=job.plan.cache_bytes,
+        spent=job.plan.spent(block.index),
+    )
     window = spread(pixels, y, x)
     read = time.perf_counter()
     wanted = job.output.kinds
-    labels, probabilities = segment_window(
+    segmented = segment_window(
         window, block, engine=engine, normaliser=job.normaliser, kinds=wanted, batch=job.plan.batch
     )
     inferred = time.perf_counter()
+    labels, probabilities = segmented.labels, segmented.probabilities
     write_block(job.output, t=block.t, z=block.z, y=block.y, x=block.x, labels=labels, probabilities=probabilities)
     planned = Rung(batch=job.plan.batch, tile_y=job.plan.tile_y, tile_x=job.plan.tile_x)
     climbed = engine.ladder.climbed(planned)
-    counts = () if labels is None else tuple(int((labels == k).sum()) for k in range(job.plan.network.classes))
-    return BlockReport(
+    own = window[:, :, block.y.shifted(-block.window_y.start).slice, block.x.shifted(-block.window_x.start).slice]
+    record = BlockRecord(
         index=block.index,
+        status="empty" if segmented.is_empty else "done",
+        class_counts=() if labels is None else count_classes(labels, job.plan.network.classes),
+        confidence=None if probabilities is None else mean_confidence(probabilities),
+        saturated=saturated_fraction(own),
+    )
+    return BlockReport(
+        record=record,
         pixels=block.pixels,
         read_s=read - start,
         infer_s=inferred - read,
         write_s=time.perf_counter() - inferred,
-        class_counts=counts,
         rungs=climbed if len(climbed) > 1 else (),
     )
 
@@ -139,7 +196,7 @@ def segment_window(
     normaliser: Normaliser,
     kinds: Sequence[Kind],
     batch: int,
-) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]:
+) -> SegmentedWindow:
     """Segment a block from its window's pixels.
 
     Parameters
@@ -157,7 +214,7 @@ def segment_window(
 
     Returns
     -------
-    labels, probabilities
+    SegmentedWindow
         uint8 (z, y, x) and uint8 (classes, z, y, x), exactly the block; None for what is not in `kinds`.
 
     Raises
@@ -171,19 +228,31 @@ def segment_window(
     if not is_in_range(window, normaliser):
         _require_numbers(window, block, engine=engine, normaliser=normaliser)
     planned = Rung(batch=batch, tile_y=block.tiles_y[0].read.size, tile_x=block.tiles_x[0].read.size)
+    choose = partial(choose_runner, engine, normaliser, dtype=window.dtype.name, kinds=kinds)
+    answer = partial(answer_constant_tiles, engine=engine, normaliser=normaliser, kinds=kinds)
     while True:
-        with engine.reserved():
-            rung = engine.ladder.settle(planned)
-            try:
-                return _segment_on(rung, window, block, engine=engine, normaliser=normaliser, kinds=kinds)
-            except MemoryError as error:
-                engine.ladder.step_down(planned, rung, engine.geometry, error)
+        rung = engine.ladder.settle(planned)
+        try:
+            result, works = _lay_out(rung, window, block, engine=engine, kinds=kinds)
+            left = answer(works)  # without the engine, which another block may have for a long time
+            if not left:
+                return replace(result, n_answered=result.n_tiles)
+            with engine.reserved():
+                if engine.ladder.settle(planned) != rung:  # memory ran out meanwhile
+                    continue
+                runner = choose()
+                left = answer(left, runner=runner)
+                for work in runner.run(_group(left, rung.batch, is_whole=len(left) == result.n_tiles)):
+                    raise _not_finite(window, block, work.z)
+            return replace(result, n_answered=result.n_tiles - len(left))
+        except MemoryError as error:
+            engine.ladder.step_down(planned, rung, engine.geometry, error)
 
 
-def _segment_on(
-    rung: Rung, window: Pixels, block: Block, *, engine: TileEngine, normaliser: Normaliser, kinds: Sequence[Kind]
-) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.uint8] | None]:
-    """Segment a block in batches and tiles of the rung's sizes."""
+def _lay_out(
+    rung: Rung, window: Pixels, block: Block, *, engine: TileEngine, kinds: Sequence[Kind]
+) -> tuple[SegmentedWindow, list[TileWork]]:
+    """Return a block's result, not yet written, and its tiles of the rung's size."""
     shape = (block.z.size, block.y.size, block.x.size)
     labels = np.empty(shape, np.uint8) if "labels" in kinds else None
     probabilities = np.empty((engine.classes, *shape), np.uint8) if "probabilities" in kinds else None
@@ -198,22 +267,29 @@ def _segment_on(
     if any(after for _, after in beyond):
         window = np.pad(window, [(0, 0), (0, 0), *beyond], mode="edge")
 
-    def works() -> Iterator[TileWork]:
-        for z, ty, tx in product(range(block.z.size), tiles_y, tiles_x):
-            place = z, ty.keep.shifted(-block.y.start).slice, tx.keep.shifted(-block.x.start).slice
-            yield TileWork(
+    works = []
+    for z, ty, tx in product(range(block.z.size), tiles_y, tiles_x):
+        place = z, ty.keep.shifted(-block.y.start).slice, tx.keep.shifted(-block.x.start).slice
+        works.append(
+            TileWork(
                 z=z,
                 raw=window[:, z, ty.read.shifted(-oy).slice, tx.read.shifted(-ox).slice],
                 crop=(ty.crop.slice, tx.crop.slice),
                 labels=None if labels is None else labels[place],
                 probabilities=None if probabilities is None else probabilities[:, *place],
             )
+        )
+    return SegmentedWindow(labels=labels, probabilities=probabilities, n_tiles=len(works)), works
 
-    tiles = works()
-    groups = iter(lambda: list(islice(tiles, rung.batch)), [])
-    for work in choose_runner(engine, normaliser, dtype=window.dtype.name, kinds=kinds).run(groups):
-        raise _not_finite(window, block, work.z)
-    return labels, probabilities
+
+def _group(works: Sequence[TileWork], batch: int, *, is_whole: bool) -> Iterator[Sequence[TileWork]]:
+    """Yield batches. What is left over goes one by one, unless it is what every whole block leaves over.
+
+    Engines get ready for each shape of a batch, which takes longer than a tile; single ones they know from the answers.
+    """
+    full = len(works) if is_whole else len(works) // batch * batch
+    yield from (works[i : min(i + batch, full)] for i in range(0, full, batch))
+    yield from ([work] for work in works[full:])
 
 
 def _cut(engine: TileEngine, planned: tuple[AxisTile, ...], region: Interval, side: int) -> tuple[AxisTile, ...]:
@@ -249,65 +325,82 @@ def run_blocks(
     job: Job,
     client: Any,
     journal: Journal,
+    order: Iterable[int | None],
     *,
+    total: int,
     retry_failed: bool = False,
+    again: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     progress: ProgressCallback | None,
-) -> list[BlockReport]:
-    """Run the blocks that the journal does not have yet, through a ``distributed.Client``; write each into it.
+) -> RunTotals:
+    """Run blocks through a ``distributed.Client``, and write each into the journal.
+
+    Parameters
+    ----------
+    job, client, journal
+        What to do, where, and where it is written down; the journal is open.
+    order
+        The blocks to see done, each once, in the order to run them; None where there is none just now. Those that the
+        journal has are passed over.
+    total
+        How many blocks `order` would give to its end.
+    retry_failed, again
+        Whether blocks that failed are run again; whether all are.
+    should_stop
+        Asked before each block; once it says so, the blocks in flight are finished and no other begun.
+    progress
+        Called after every block.
 
     Returns
     -------
-    list of BlockReport
-        Of the blocks run now, by number; those that failed say so.
-
-    Raises
-    ------
-    InterruptedRunError
-        If `should_stop` said so before the last one; those that ran are in the journal.
+    RunTotals
     """
     start = time.perf_counter()
-    reports: list[BlockReport] = []
-    pixels, total = 0, job.plan.n_blocks
-    pending = journal.pending(total, retry_failed=retry_failed)
-    failed = {record.index for record in journal.with_status("failed")}
+    totals = RunTotals(left=total)
+    found = 0
+    given = iter(order)
+
+    def due() -> Iterator[int | None]:
+        nonlocal found
+        for index in given:
+            if index is None or journal.is_due(index, retry_failed=retry_failed, again=again):
+                yield index
+            else:
+                found += 1
 
     def killed(index: int, reason: str) -> BlockReport:
-        block = job.plan.block(index)
-        return BlockReport(index=index, pixels=block.pixels, failure=f"the workers that ran it died: {reason}")
+        return _failure(job.plan.block(index), f"the workers that ran it died: {reason}")
 
-    for report in run_tasks(client, run_block, (job,), pending, should_stop=should_stop, on_killed=killed):
-        reports.append(report)
-        pixels += report.pixels
-        journal.add(
-            BlockRecord(
-                index=report.index,
-                status="done" if report.failure is None else "failed",
-                class_counts=report.class_counts,
-                reason=report.failure,
-            )
-        )
-        failed.discard(report.index)
-        failed.update([report.index] if report.failure is not None else [])
+    for report in run_tasks(client, run_block, (job,), due(), should_stop=should_stop, on_killed=killed):
+        journal.add(report.record)
+        totals = _add(totals, report)
         if progress is not None:
             progress(
                 Progress(
                     stage="segment",
-                    done=len(journal.records),
+                    done=found + totals.blocks,
                     total=total,
-                    failed=len(failed),
-                    pixels=pixels,
+                    failed=journal.count("failed"),
+                    pixels=totals.pixels,
                     seconds=time.perf_counter() - start,
                 )
             )
-    left = sum(1 for _ in journal.pending(total, retry_failed=False))
-    if left:
-        raise InterruptedRunError(
-            f"stopped with {total - left} of {total} blocks done",
-            f"they are in {job.output.path}, which is no result yet",
-            fix="the same command goes on where it stopped; --overwrite starts anew",
-        )
-    return sorted(reports, key=lambda r: r.index)
+    for index in given:  # not asked for any more, after a stop
+        if index is None:
+            break
+        found += not journal.is_due(index, retry_failed=retry_failed, again=again)
+    return replace(totals, left=total - found - totals.blocks)
+
+
+def _add(totals: RunTotals, report: BlockReport) -> RunTotals:
+    return RunTotals(
+        blocks=totals.blocks + 1,
+        pixels=totals.pixels + report.pixels,
+        read_s=totals.read_s + report.read_s,
+        infer_s=totals.infer_s + report.infer_s,
+        write_s=totals.write_s + report.write_s,
+        rungs=max(totals.rungs, report.rungs, key=len),  # workers climb the same ladder, some further
+    )
 
 
 def run_pyramid(spec: OutputSpec, client: Any, *, progress: ProgressCallback | None) -> None:

@@ -26,12 +26,17 @@ from unet_deploy.runtime.volume import Volume, VolumeInfo
 
 DIGITS = 65536
 BOX_VALUES = 2**20
-"""Boxes are grown to about so many values, where chunks are smaller."""
+"""Boxes are grown to about so many values, where chunks are smaller, """
+BOX_CHUNKS = 512
+"""as long as they are of no more chunks: to read one of a few pixels takes as long as one of thousands."""
 PART_VALUES = 2**20
 """So many are counted at a time: counting needs 8 bytes for each."""
 SAMPLE_VALUES = 2**26
 SMALLEST_SAMPLE = 16
-"""So many boxes are sampled even where each is huge."""
+"""So many boxes are sampled where each is large, as long as they are not more than `MOST_OVER` times what was asked."""
+MOST_OVER = 4
+MOST_CHUNKS = 2**13
+"""No more are decoded for a sample, which may be smaller for that."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 Counts = npt.NDArray[np.int64]
@@ -172,7 +177,7 @@ def sample_volume(
     channels
         Indices; one that is named twice counts once.
     client
-        A ``distributed.Client``, whose workers see the volume.
+        A ``distributed.Client``, whose workers see the volume; None to look here, one box after the other.
     sample_values
         About how many values to look at; None for all of them.
 
@@ -185,7 +190,13 @@ def sample_volume(
     empty: GreyCounts | None = None
     rest: GreyCounts | None = None
     pixels = empty_pixels = 0
-    for found in run_tasks(client, count_box, (sampling,), len(sampling.boxes)):
+    n_boxes = len(sampling.boxes)
+    counted = (
+        (count_box(sampling, index) for index in range(n_boxes))
+        if client is None
+        else run_tasks(client, count_box, (sampling,), n_boxes)
+    )
+    for found in counted:
         seen = found.total + found.not_finite
         pixels += seen
         if found.is_constant and not found.not_finite:
@@ -211,7 +222,10 @@ def plan_sampling(volume: Volume, channels: tuple[int, ...], *, sample_values: i
     grid = BoxGrid(extents=Extents(**sizes), box=_box(volume.info, sizes, n_channels=len(each)))
     wanted = grid.n_boxes
     if sample_values is not None:
-        wanted = min(max(sample_values // (math.prod(grid.box) * len(each)), SMALLEST_SAMPLE), wanted)
+        each_box = math.prod(grid.box) * len(each)
+        sample_values = min(sample_values, MOST_CHUNKS * _chunk_values(volume.info, sizes))
+        few = min(SMALLEST_SAMPLE, max(MOST_OVER * sample_values // each_box, 1))
+        wanted = min(max(sample_values // each_box, few), wanted)
     return Sampling(volume=volume, channels=each, grid=grid, boxes=spread_evenly(wanted, grid.n_boxes))
 
 
@@ -236,6 +250,12 @@ def count_box(sampling: Sampling, index: int) -> GreyCounts:
 def _box(info: VolumeInfo, sizes: dict[str, int], *, n_channels: int) -> tuple[int, int, int]:
     chunk = dict(zip(info.axes, info.chunks, strict=True))
     z, y, x = (min(chunk.get(axis, 1), sizes[axis]) for axis in "zyx")
-    x = min(x * max(BOX_VALUES // (z * y * x * n_channels), 1), sizes["x"])
-    y = min(y * max(BOX_VALUES // (z * y * x * n_channels), 1), sizes["y"])
+    values = min(BOX_VALUES, BOX_CHUNKS * _chunk_values(info, sizes))
+    x = min(x * max(values // (z * y * x * n_channels), 1), sizes["x"])
+    y = min(y * max(values // (z * y * x * n_channels), 1), sizes["y"])
     return z, y, x
+
+
+def _chunk_values(info: VolumeInfo, sizes: dict[str, int]) -> int:
+    """Return how many pixels of a plane's z, y and x a chunk holds."""
+    return math.prod(min(n, sizes[axis]) for axis, n in zip(info.axes, info.chunks, strict=True) if axis in "zyx")

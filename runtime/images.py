@@ -13,6 +13,7 @@ that a loop over all images of a plate cannot leave one out without a word.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def choose_entry(where: str, entries: Sequence[ImageEntry], name: str | None) ->
             f"{where} holds several images, one was expected",
             f"found {len(entries)} images:",
             *listing(entries),
-            fix=f"name one: open_volume(..., image={entries[0].name!r})",
+            fix=f"name one: --image {_shell(entries[0].name)} (in Python: image={entries[0].name!r})",
         )
     chosen = [entry for entry in entries if entry.name == name] or [entry for entry in entries if entry.title == name]
     if len(chosen) == 1:
@@ -210,8 +211,8 @@ def no_image(
             f"{'the group declares' if images else 'found'} {len(entries)} images:",
             *listing(entries),
             *_said_of_scene(node),
-            fix=f"give the path of one: unet-deploy segment {first.path}{finest} "
-            f"(in Python: open_volume(..., image={first.name!r}))",
+            fix=f"name one: --image {_shell(first.name)}, or, where a command has no --image, give its path: "
+            f"{first.path}{finest} (in Python: image={first.name!r})",
         )
     if node is None and not entries and isinstance(root, RemoteDirectory):
         return VolumeNotFoundError(
@@ -228,6 +229,10 @@ def no_image(
         *([f"{'images' if nested else 'arrays'} found inside:", *_shorten(found)] if found else ["it holds no array"]),
         fix=f"give the path of one: unet-deploy segment {root / found[0]}" if found else "check the path",
     )
+
+
+def _shell(name: str) -> str:
+    return name if re.fullmatch(r"[\w./-]+", name) else f'"{name}"'
 
 
 def listing(entries: Sequence[ImageEntry]) -> list[str]:

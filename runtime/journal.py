@@ -1,12 +1,15 @@
 """The journal of a run: which blocks are done, so that a killed run goes on where it was.
 
-1. It lies in the output store, beside an image of the blocks' status, as lines of JSON. The first line is the
-   *fingerprint*: everything that decides a byte of the result. Each further line is one block, appended when its chunks
-   are written, and forced to the disk.
+1. It lies in the output store, beside an image of the blocks' status, as lines of JSON (`_journal_lines`). The first
+   line is the *fingerprint*: everything that decides a byte of the result. Each further line is one block, appended
+   when its chunks are written, and forced to the disk.
 2. Every line carries a checksum. A kill may cut the last one off, which is then dropped; other damage is an error.
 3. A run with another fingerprint is refused, with what differs: halves of two runs are no result.
 4. The file is locked while a run writes to it: a second run on the same output is refused, and a killed one holds no
    lock.
+5. A volume may grow while it is followed: then a further fingerprint stands between the blocks, and the last counts.
+6. The last word on a block counts. Of each block a byte and where its line begins are held, and sums over all of them;
+   the lines themselves stay in the file, so that a million blocks cost ten megabytes.
 """
 
 from __future__ import annotations
@@ -15,59 +18,157 @@ import json
 import os
 import shutil
 import sys
-import zlib
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any
 
 from unet_deploy.errors import JournalError, OutputBusyError
+from unet_deploy.runtime._journal_lines import (
+    MAX_BLOCKS,
+    STATUSES,
+    BlockRecord,
+    Status,
+    damaged,
+    head_line,
+    is_head,
+    read_fields,
+    read_head,
+    read_record,
+    record_line,
+    whole_lines,
+)
+from unet_deploy.runtime.disk_space import full_disk_named
+
+__all__ = [
+    "FILE",
+    "FOLDER",
+    "STATUSES",
+    "STATUS_VALUES",
+    "BlockRecord",
+    "Journal",
+    "Status",
+    "create_journal",
+    "journal_path",
+    "read_journal",
+    "remove",
+    "reopen_journal",
+    "require_same",
+]
 
 FOLDER = "unet_deploy_run"
 FILE = "journal.jsonl"
-VERSION = 1
-Status = Literal["done", "empty", "failed"]
-STATUSES: tuple[Status, ...] = get_args(Status)
+STATUS_VALUES: dict[Status, int] = {"done": 1, "empty": 2, "failed": 3}
+"""Of a block in one byte; 0 is pending."""
+_STATUS_OF: dict[int, Status] = {value: status for status, value in STATUS_VALUES.items()}
 _SHOWN = 8
 _LOCKED_BYTE = 2**40  # beyond what is written: Windows locks bytes against reading too
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockRecord:
-    """What became of a block: its status, the pixels of each class where labels were made, and why it failed."""
-
-    index: int
-    status: Status
-    class_counts: tuple[int, ...] = ()
-    reason: str | None = None
-
-
 @dataclass(slots=True)
 class Journal:
-    """An open journal; `records` has the last word on each block. Close it, or use it as a context."""
+    """An open journal, which has the last word on each block. Close it, or use it as a context.
+
+    Parameters
+    ----------
+    path
+        The file.
+    fingerprint
+        What decides a byte of the result.
+    """
 
     path: Path
     fingerprint: dict[str, Any]
-    records: dict[int, BlockRecord] = field(default_factory=dict)
     _file: IO[bytes] | None = None
+    """To append to, unbuffered; None for a journal that is only looked at."""
+    _end: int = 0
+    _values: bytearray = field(default_factory=bytearray)
+    """By block, of `STATUS_VALUES`."""
+    _offsets: array[int] = field(default_factory=lambda: array("q"))
+    """By block, where its line begins."""
+    _counts: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
+    _totals: list[int] = field(default_factory=list)
+    _reasons: dict[int, str | None] = field(default_factory=dict)
 
     def add(self, record: BlockRecord) -> None:
-        """Write a block down; it is on the disk when this returns."""
-        self.records[record.index] = record
-        counts = {"class_counts": list(record.class_counts)} if record.class_counts else {}
-        reason = {} if record.reason is None else {"reason": record.reason}
-        self._append({"block": record.index, "status": record.status, **counts, **reason})
+        """Write a block down; it is on the disk when this returns.
 
-    def with_status(self, status: Status) -> tuple[BlockRecord, ...]:
-        """Return the blocks of a status, in order."""
-        return tuple(r for _, r in sorted(self.records.items()) if r.status == status)
+        Raises
+        ------
+        NoSpaceError
+            If the disk is full.
+        """
+        assert 0 <= record.index < MAX_BLOCKS, record
+        offset = self._end
+        self._append(record_line(record))
+        self._take(record.index, record.status, record.class_counts, record.reason, offset)
 
-    def pending(self, n_blocks: int, *, retry_failed: bool) -> Iterator[int]:
-        """Yield the blocks that are yet to be done, in order; the failed ones among them only if asked for."""
-        for index in range(n_blocks):
-            record = self.records.get(index)
-            if record is None or (retry_failed and record.status == "failed"):
+    def amend(self, fingerprint: Mapping[str, Any]) -> None:
+        """Let the run go on with another fingerprint, since its volume has grown; its blocks stay what they are.
+
+        Raises
+        ------
+        NoSpaceError
+            If the disk is full.
+        """
+        fingerprint = _plain(fingerprint)
+        self._append(head_line(fingerprint))
+        self.fingerprint = fingerprint
+
+    def count(self, status: Status) -> int:
+        """Return how many blocks have a status."""
+        return self._counts[status]
+
+    @property
+    def n_recorded(self) -> int:
+        """How many blocks have any."""
+        return sum(self._counts.values())
+
+    def status_of(self, index: int) -> Status | None:
+        """Return the status of a block, None for one that is yet to be done."""
+        return _STATUS_OF.get(self._values[index]) if index < len(self._values) else None
+
+    def status_values(self, n_blocks: int) -> bytes:
+        """Return a byte of `STATUS_VALUES` for each block, 0 for those that are yet to be done."""
+        return bytes(self._values[:n_blocks].ljust(n_blocks, b"\0"))
+
+    @property
+    def class_totals(self) -> tuple[int, ...]:
+        """The pixels of each class over all blocks; nothing where no labels were made."""
+        return tuple(self._totals)
+
+    def failures(self) -> tuple[BlockRecord, ...]:
+        """Return the failed blocks and why, in order."""
+        return tuple(BlockRecord(index=i, status="failed", reason=why) for i, why in sorted(self._reasons.items()))
+
+    def is_due(self, index: int, *, retry_failed: bool, again: bool = False) -> bool:
+        """Tell whether a block is to be run: it never was, or it is to be run again."""
+        status = self.status_of(index)
+        return again or status is None or (retry_failed and status == "failed")
+
+    def pending(self, order: Iterable[int | None], *, retry_failed: bool, again: bool = False) -> Iterator[int | None]:
+        """Yield those of `order` that are to be run, as they come.
+
+        Parameters
+        ----------
+        order
+            Numbers of blocks. None, which says that there is none just now, is passed on.
+        retry_failed
+            Whether blocks that failed are run again.
+        again
+            Whether all are, those that are done among them.
+        """
+        for index in order:
+            if index is None or self.is_due(index, retry_failed=retry_failed, again=again):
                 yield index
+
+    def iter_records(self) -> Iterator[BlockRecord]:
+        """Yield the last word on each block, by number, from the file."""
+        with self.path.open("rb") as file:
+            for index, value in enumerate(self._values):
+                if value:
+                    yield self._read(file, index)
 
     def close(self) -> None:
         """Let go of the file and its lock; may be called twice."""
@@ -81,11 +182,52 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _append(self, value: Mapping[str, Any]) -> None:
+    def _read(self, file: IO[bytes], index: int) -> BlockRecord:
+        file.seek(self._offsets[index])
+        record = read_record(file.readline(), f"of block {index}", self.path)
+        if record.index != index:
+            raise damaged(self.path, f"it was changed meanwhile: block {record.index} stands where {index} was")
+        return record
+
+    def _append(self, line: bytes) -> None:
         assert self._file is not None, "the journal is closed"
-        self._file.write(_line(value))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        rest = memoryview(line)
+        with full_disk_named(f"while writing {self.path}"):
+            while rest:  # an unbuffered file may take less than all
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        self._end += len(line)
+
+    def _take(self, index: int, status: Status, counts: tuple[int, ...], reason: str | None, offset: int) -> None:
+        """Let the line at `offset` be the last word on a block."""
+        if (short := index + 1 - len(self._values)) > 0:
+            self._values.extend(bytes(short))
+            self._offsets.frombytes(bytes(short * self._offsets.itemsize))
+        if self._values[index]:
+            self._forget(index)
+        self._values[index], self._offsets[index] = STATUS_VALUES[status], offset
+        self._counts[status] += 1
+        if status == "failed":
+            self._reasons[index] = reason
+        else:
+            self._sum(counts, 1)
+
+    def _forget(self, index: int) -> None:
+        """Take the last word on a block out of the sums."""
+        before = _STATUS_OF[self._values[index]]
+        self._counts[before] -= 1
+        if before == "failed":
+            del self._reasons[index]
+            return
+        with self.path.open("rb") as file:
+            self._sum(self._read(file, index).class_counts, -1)
+
+    def _sum(self, counts: tuple[int, ...], sign: int) -> None:
+        totals = self._totals
+        if len(totals) < len(counts):
+            totals.extend([0] * (len(counts) - len(totals)))
+        for label, n in enumerate(counts):
+            totals[label] += sign * n
 
 
 def journal_path(output: Path) -> Path:
@@ -110,18 +252,18 @@ def create_journal(output: Path, fingerprint: Mapping[str, Any]) -> Journal:
     """
     path = journal_path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
+    file = path.open("ab", buffering=0)
     try:
         _lock(file, path)
         file.truncate(0)
         for entry in path.parent.iterdir():  # what an earlier run kept beside it
             if entry.name != FILE:
                 remove(entry)
+        journal = Journal(path, _plain(fingerprint), file)
+        journal._append(head_line(journal.fingerprint))
     except BaseException:
         file.close()
         raise
-    journal = Journal(path, _plain(fingerprint), {}, file)
-    journal._append({"journal": VERSION, "fingerprint": journal.fingerprint})
     return journal
 
 
@@ -136,19 +278,18 @@ def reopen_journal(output: Path, fingerprint: Mapping[str, Any]) -> Journal:
         If it is damaged, of another version, or of a run with other parameters.
     """
     path = journal_path(output)
-    file = path.open("r+b")
+    file = path.open("r+b", buffering=0)
     try:
         _lock(file, path)
-        data = file.read()
-        kept, found, records = _parse(data, path)
-        require_same(found, _plain(fingerprint), output)
-        if kept < len(data):  # what a kill cut off
-            file.truncate(kept)
-        file.seek(kept)
+        journal = _parse(path)
+        require_same(journal.fingerprint, _plain(fingerprint), output)
+        file.truncate(journal._end)  # what a kill cut off
+        file.seek(journal._end)
     except BaseException:
         file.close()
         raise
-    return Journal(path, found, records, file)
+    journal._file = file
+    return journal
 
 
 def read_journal(output: Path) -> Journal | None:
@@ -159,13 +300,10 @@ def read_journal(output: Path) -> Journal | None:
     JournalError
         If it is damaged, or of another version.
     """
-    path = journal_path(output)
     try:
-        data = path.read_bytes()
+        return _parse(journal_path(output))
     except FileNotFoundError:
         return None
-    _, fingerprint, records = _parse(data, path)
-    return Journal(path, fingerprint, records)
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
@@ -216,60 +354,22 @@ def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _line(value: Mapping[str, Any]) -> bytes:
-    text = json.dumps(value, sort_keys=True, allow_nan=False).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def _parse(data: bytes, path: Path) -> tuple[int, dict[str, Any], dict[int, BlockRecord]]:
-    """Return how many bytes are whole lines, the fingerprint, and the records."""
-    whole = data.rfind(b"\n") + 1
-    lines = [_read_line(line, number, path) for number, line in enumerate(data[:whole].splitlines(), 1)]
-    if not lines:
-        raise _damaged(path, "it is empty: the run was killed before it began")
-    head = lines[0]
-    if head.get("journal") != VERSION or not isinstance(head.get("fingerprint"), dict):
-        raise JournalError(
-            f"the journal of {path.parent.parent} is of version {head.get('journal')!r}, {VERSION} was expected",
-            f"{path} was written by another release",
-            fix="continue with the release that began the run, or start anew with --overwrite",
-        )
-    records: dict[int, BlockRecord] = {}
-    for number, value in enumerate(lines[1:], 2):
-        record = _record(value)
-        if record is None:
-            raise _damaged(path, f"line {number} is no record of a block")
-        records[record.index] = record
-    return whole, head["fingerprint"], records
-
-
-def _read_line(line: bytes, number: int, path: Path) -> dict[str, Any]:
-    checksum, _, text = line.partition(b" ")
-    if checksum != b"%08x" % zlib.crc32(text):
-        raise _damaged(path, f"line {number} does not have its checksum")
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise _damaged(path, f"line {number} is no object")
-    return value
-
-
-def _record(value: Mapping[str, Any]) -> BlockRecord | None:
-    index, status, reason = value.get("block"), value.get("status"), value.get("reason")
-    counts = value.get("class_counts", [])
-    if not isinstance(index, int) or index < 0 or status not in STATUSES or not isinstance(reason, str | None):
-        return None
-    if not isinstance(counts, list) or not all(type(n) is int for n in counts):
-        return None
-    return BlockRecord(index=index, status=status, class_counts=tuple(counts), reason=reason)
-
-
-def _damaged(path: Path, what: str) -> JournalError:
-    return JournalError(
-        f"the journal of {path.parent.parent} is damaged",
-        what,
-        f"in {path}",
-        fix="start anew with --overwrite: which blocks are done is not known",
-    )
+def _parse(path: Path) -> Journal:
+    """Return the journal that a file's whole lines make."""
+    with path.open("rb") as file:
+        lines = whole_lines(file)
+        first = next(lines, None)
+        if first is None:
+            raise damaged(path, "it is empty: the run was killed before it began")
+        journal = Journal(path, read_head(first[1], path), _end=len(first[1]))
+        for number, (offset, line) in enumerate(lines, 2):
+            if is_head(line):
+                journal.fingerprint = read_head(line, path, number)
+            else:
+                index, status, counts, _, _, reason = read_fields(line, number, path)
+                journal._take(index, status, counts, reason, offset)
+            journal._end = offset + len(line)
+    return journal
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

@@ -1,7 +1,9 @@
-"""What an output store is: its kinds of result, their arrays, pyramid and OME metadata. Pure.
+"""What an output is: its kinds of result, their arrays, pyramid and OME metadata. Pure.
 
-The store is an image (probabilities, one channel a class) with ``labels/segmentation`` inside. A level halves y and x
-of the one above; odd sides are rounded up.
+1. A store of its own is an image (probabilities, one channel a class) with ``labels/segmentation`` inside, and
+   ``labels/instances`` where objects are numbered.
+2. A *label group* lies in the volume's own ``labels``: it has the labels alone, and their objects beside it.
+3. A level halves y and x of the one above; odd sides are rounded up.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from unet_deploy.card import ClassInfo
@@ -18,7 +21,10 @@ from unet_deploy.runtime.plan import Extents, WriteGrid
 
 Kind = Literal["labels", "probabilities"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+INSTANCES = "instances"
+"""What a user asks for beside the kinds: it is made of finished labels, not of what the network says."""
 LABELS_NAME = "segmentation"
+INSTANCES_NAME = "instances"
 PROVENANCE_KEY = "unet_deploy"
 SMALLEST_LEVEL = 512
 REGION_SIDE = 2048
@@ -32,14 +38,44 @@ def require_kinds(kinds: Sequence[str]) -> tuple[Kind, ...]:
     ConfigurationError
         If one is unknown, or there is none.
     """
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown or not kinds:
+    _require_known(kinds, KINDS, "labels are the class of each pixel, probabilities its soft-max in 8 bit")
+    return tuple(kind for kind in KINDS if kind in kinds)
+
+
+def split_kinds(write: Sequence[str]) -> tuple[tuple[Kind, ...], bool]:
+    """Return the kinds of result in our order, and whether objects are to be numbered.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is unknown, there is none, or objects are wanted of labels that are not.
+
+    Examples
+    --------
+    >>> split_kinds(["instances", "labels"])
+    (('labels',), True)
+    """
+    meaning = "labels are the class of each pixel, probabilities its soft-max in 8 bit, instances the objects' numbers"
+    _require_known(write, (*KINDS, INSTANCES), meaning)
+    wants_instances = INSTANCES in write
+    if wants_instances and "labels" not in write:
         raise ConfigurationError(
-            f"results to write: {', '.join(unknown) or 'none'} came, {' or '.join(KINDS)} was expected",
-            "labels are the class of each pixel, probabilities its soft-max in 8 bit",
+            "results to write: instances came without labels",
+            "objects are what touches in the finished labels, so these are written too",
+            fix=" ".join(f"--write {kind}" for kind in ("labels", *sorted(set(write), reverse=True))),
+        )
+    return tuple(kind for kind in KINDS if kind in write), wants_instances
+
+
+def _require_known(came: Sequence[str], known: Sequence[str], meaning: str) -> None:
+    unknown = sorted(set(came) - set(known))
+    if unknown or not came:
+        *others, last = known
+        raise ConfigurationError(
+            f"results to write: {', '.join(unknown) or 'none'} came, {', '.join(others)} or {last} was expected",
+            meaning,
             fix="--write labels --write probabilities",
         )
-    return tuple(kind for kind in KINDS if kind in kinds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +98,39 @@ class OutputSpec:
     translation: tuple[float, ...]
     units: tuple[str | None, ...]
     """By axis of `axes`."""
+    is_label_group: bool = False
+    """Whether `path` is a group in the volume's own ``labels``, made of labels alone; else a store of its own."""
+    volume_levels: int | None = None
+    """Levels of the volume that a label group lies in: labels must have as many (OME-Zarr 0.4, section 3.6)."""
+
+    @property
+    def labels_path(self) -> str:
+        """Where the group of the labels stands in the store; "" is the store itself."""
+        return "" if self.is_label_group else f"labels/{LABELS_NAME}"
+
+    @property
+    def labels_name(self) -> str:
+        """What the image of labels is called."""
+        return Path(self.path).name if self.is_label_group else LABELS_NAME
+
+    @property
+    def instances_path(self) -> str:
+        """The folder of the group of object ids: in a store of its own, or beside the label group."""
+        path = Path(self.path)
+        return str(
+            path.with_name(f"{path.name}_{INSTANCES_NAME}") if self.is_label_group else path / "labels" / INSTANCES_NAME
+        )
+
+    @property
+    def labels_folder(self) -> str:
+        """The folder of the group that lists the labels."""
+        return str(Path(self.path).parent if self.is_label_group else Path(self.path) / "labels")
 
     @property
     def n_levels(self) -> int:
-        """Levels of the pyramid; the smallest is at most SMALLEST_LEVEL pixels a side."""
+        """Levels of the pyramid; the smallest is at most SMALLEST_LEVEL pixels a side, unless the volume says."""
+        if self.volume_levels is not None:
+            return self.volume_levels
         longest = max(self.extents.y, self.extents.x)
         return 1 + max(math.ceil(math.log2(longest / SMALLEST_LEVEL)), 0)
 
@@ -108,7 +173,7 @@ class OutputSpec:
 
     def array_path(self, kind: Kind, level: int) -> str:
         """Return where a level's array stands in the store."""
-        return f"labels/{LABELS_NAME}/{level}" if kind == "labels" else str(level)
+        return str(level) if kind == "probabilities" or self.is_label_group else f"{self.labels_path}/{level}"
 
     def axes_of(self, kind: Kind) -> str:
         """Return the axes of a kind's arrays: probabilities have c."""
@@ -118,7 +183,16 @@ class OutputSpec:
     def raw_bytes(self) -> int:
         """Uncompressed size of everything, pyramid included."""
         per_pixel = sum(1 if kind == "labels" else len(self.classes) for kind in self.kinds)
-        return sum(self.level_extents(level).pixels for level in range(self.n_levels)) * per_pixel
+        return self._pyramid_pixels * per_pixel
+
+    @property
+    def instance_bytes(self) -> int:
+        """Uncompressed size of the objects' ids, pyramid included."""
+        return self._pyramid_pixels * 4
+
+    @property
+    def _pyramid_pixels(self) -> int:
+        return sum(self.level_extents(level).pixels for level in range(self.n_levels))
 
     def to_layout(self, kind: Kind, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """Order values given by axis name as a kind's array has its axes."""
@@ -140,7 +214,7 @@ def multiscales_of(spec: OutputSpec, kind: Kind, *, prefix: str) -> dict[str, An
         levels.append(LevelTransform(path=f"{prefix}{level}", scale=scale, translation=shift))
     return multiscales_attributes(
         version=spec.ome_version,
-        name=spec.name if kind == "probabilities" else LABELS_NAME,
+        name=spec.name if kind == "probabilities" else spec.labels_name,
         axes=axes,
         units=tuple(unit.get(a) for a in axes),
         levels=levels,

@@ -1,17 +1,17 @@
-"""Which level of a pyramid has pixels of the size that a network was trained at; numbers only, nothing is read.
+"""The size of a pixel in nanometres, and which level of a pyramid is nearest to what a network was trained at. Pure.
 
-1. A pixel's size in nanometres is the level's scale along y and x in their units, where the metadata says both.
-2. The nearest level is that with the smallest ratio between its pixel and the wanted one, either way; of equals the
-   finer, which keeps more.
-3. A level whose ratio is beyond the limit is none: the network would see another magnification than it knows.
+1. A pixel's size is the level's scale along y and x in their units, where the metadata says both.
+2. How far two sizes are apart is the larger of their ratios along y and x, either way up.
+3. The nearest level is that with the smallest such ratio; of equals the finer, which keeps more. Where a size is
+   unknown, it is the finest.
+4. The nearest may still be far off: whether that matters is for the drift guard to say, which knows the same limit.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
-from unet_deploy.errors import UnsupportedMetadataError
-from unet_deploy.runtime.volume import Level, VolumeInfo
+from unet_deploy.runtime.volume_info import VolumeInfo
 
 NANOMETRES = {
     "angstrom": 0.1,
@@ -32,9 +32,17 @@ NANOMETRES = {
 }
 """The lengths of OME-Zarr (0.4, section 3.1) that a microscope could mean, with what some writers put for them."""
 MAX_RATIO = 1.5
-"""How far the nearest level may be off. Levels halve, so between two of them it is 1.42 at most."""
+"""How far a pixel may be off. Levels halve, so that of a pyramid that reaches so far one is within 1.42."""
 
 Size = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelChoice:
+    """A level, and why that one in a few words; no words where the volume has just one."""
+
+    level: int
+    reason: str | None
 
 
 def pixel_size_nm(info: VolumeInfo, level: int | None = None) -> Size | None:
@@ -47,72 +55,56 @@ def pixel_size_nm(info: VolumeInfo, level: int | None = None) -> Size | None:
     level
         Which level; by default the one that is open.
     """
-    entry = info.levels[info.level if level is None else level]
-    if entry.scale is None or info.units is None:
+    scale = info.levels[info.level if level is None else level].scale
+    if scale is None or info.units is None:
         return None
-    sizes = []
-    for axis in "yx":
-        place = info.axes.index(axis)
-        factor = NANOMETRES.get(info.units[place] or "")
-        if factor is None:
-            return None
-        sizes.append(entry.scale[place] * factor)
-    return sizes[0], sizes[1]
+    y, x = (scale[place] * NANOMETRES.get(info.units[place] or "", 0.0) for place in map(info.axes.index, "yx"))
+    return (y, x) if min(y, x) > 0 else None
 
 
-def choose_level(info: VolumeInfo, pixel_size_nm_trained: Size, *, max_ratio: float = MAX_RATIO) -> int:
-    """Return the level whose pixel is nearest in size to what a network was trained at.
+def level_sizes_nm(info: VolumeInfo) -> dict[int, Size]:
+    """Return the pixel sizes of the levels that are there and have one."""
+    sizes = {i: pixel_size_nm(info, i) for i, level in enumerate(info.levels) if level.shape is not None}
+    return {i: size for i, size in sizes.items() if size is not None}
+
+
+def choose_level(info: VolumeInfo, trained_nm: Size | None) -> LevelChoice:
+    """Return the level whose pixel is nearest in size to what a network was trained at, however far that is.
 
     Parameters
     ----------
     info
         The volume; any of its levels may be the open one.
-    pixel_size_nm_trained
-        (y, x) in nanometres, as in a model's card.
-    max_ratio
-        How many times larger or smaller the pixel may be, along either axis.
+    trained_nm
+        (y, x) in nanometres, as in a model's card; None where it says none.
 
     Returns
     -------
-    int
-        For ``open_volume(..., level=...)``. A level whose array is absent is never chosen.
-
-    Raises
-    ------
-    UnsupportedMetadataError
-        If the volume's pixel size is unknown, or no level is near enough.
+    LevelChoice
+        For ``open_volume(..., level=...)``. A level whose array is absent is chosen only where all are.
     """
-    assert min(pixel_size_nm_trained) > 0, pixel_size_nm_trained
-    assert max_ratio >= 1, max_ratio
-    sizes = {i: pixel_size_nm(info, i) for i, level in enumerate(info.levels) if _is_there(level)}
-    ratios = {i: _ratio(size, pixel_size_nm_trained) for i, size in sizes.items() if size is not None}
-    if not ratios:
-        raise UnsupportedMetadataError(
-            "the volume's pixel size is unknown, so that no level can be chosen by it",
-            f"in {info.path}",
-            f"trained at {_text(pixel_size_nm_trained)}",
-            fix="choose the level with --level",
-        )
-    nearest = min(ratios, key=lambda i: (round(ratios[i], 6), i))
-    if ratios[nearest] > max_ratio:
-        listing = [f"level {i}: {_text(size)}, off by {ratios[i]:.3g}" for i, size in sizes.items() if size is not None]
-        raise UnsupportedMetadataError(
-            f"no level has pixels near {_text(pixel_size_nm_trained)}, what the model was trained at",
-            f"in {info.path}",
-            *listing,
-            fix=f"resample the volume, use a model trained at its pixel size, or insist with --level {nearest}",
-        )
-    return nearest
+    sizes = level_sizes_nm(info)
+    there = [i for i, level in enumerate(info.levels) if level.shape is not None]
+    if len(there) <= 1:
+        return LevelChoice(level=there[0] if there else 0, reason=None)
+    if trained_nm is None or not sizes:
+        whose = "the model does not say at which pixel size it was trained" if sizes else "its pixel size is not known"
+        return LevelChoice(level=there[0], reason=f"level {there[0]} of {len(info.levels)}: {whose}")
+    nearest = min(sizes, key=lambda i: (round(ratio_of(sizes[i], trained_nm), 6), i))
+    words = f"{size_text(sizes[nearest])} is nearest to the {size_text(trained_nm)} trained at"
+    return LevelChoice(level=nearest, reason=f"level {nearest} of {len(info.levels)}: {words}")
 
 
-def _is_there(level: Level) -> bool:
-    return level.shape is not None
-
-
-def _ratio(size: Size, wanted: Size) -> float:
+def ratio_of(size: Size, wanted: Size) -> float:
     """Return how far off a pixel is along its worse axis, 1 for equal."""
-    return max(math.exp(abs(math.log(came / want))) for came, want in zip(size, wanted, strict=True))
+    return max(max(came / want, want / came) for came, want in zip(size, wanted, strict=True))
 
 
-def _text(size: Size) -> str:
-    return f"{size[0]:.4g} × {size[1]:.4g} nm"
+def size_text(size: Size) -> str:
+    """Return a pixel's size in words.
+
+    >>> size_text((4.0, 4.0)), size_text((4.0, 5.5))
+    ('4 nm', '4 × 5.5 nm')
+    """
+    y, x = (f"{length:.4g}" for length in size)
+    return f"{y} nm" if y == x else f"{y} × {x} nm"

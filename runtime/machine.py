@@ -23,6 +23,8 @@ ANSWER_SECONDS = 2.0
 """How long nvidia-smi may take; with a driver that hangs it never answers."""
 VECTOR_UNITS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd")
 """What decides how fast a CPU runs a network, above all in int8."""
+NICENESS = 10
+"""Of 0 to 19, what a run of low priority adds: it gets a tenth of a core that another program wants too."""
 _QUERY = ("--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader,nounits")
 
 
@@ -196,6 +198,15 @@ def ask_driver() -> Gpus:
             )
         )
     return Gpus(found=tuple(gpus), note=f"by {name}")
+
+
+def lower_priority() -> None:
+    """Let other programs on this machine come first: this thread, and those and the processes it begins from now on."""
+    if sys.platform == "win32":
+        below_normal = 0x4000
+        ctypes.windll.kernel32.SetPriorityClass(ctypes.windll.kernel32.GetCurrentProcess(), below_normal)
+    else:
+        os.nice(NICENESS)
 
 
 def _text(file: Path) -> str:

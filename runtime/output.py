@@ -1,7 +1,8 @@
-"""Write the result: an OME-Zarr image of probabilities with its labels inside, in the input's version.
+"""Write the result: an OME-Zarr image of probabilities with its labels inside, or labels in the volume's own.
 
 1. The store is an image (probabilities, one channel a class) with ``labels/segmentation``. When only labels are
-   wanted, the root's multiscales point at the labels' own arrays, so the store opens in a viewer either way.
+   wanted, the root's multiscales point at the labels' own arrays, so the store opens in a viewer either way. A label
+   group is those labels alone, in a volume that is there (`label_group`).
 2. Arrays are made first, with ``unet_deploy.status = "running"`` and no multiscales: a killed run does not look
    like a result. Each task writes whole chunks or shards, so no two tasks touch one.
 3. The pyramid halves y and x: mode for labels, mean for probabilities. A block's task makes the levels of which it
@@ -10,160 +11,56 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
-from unet_deploy.errors import InputDataError, NoSpaceError, OutputBusyError, OutputExistsError, OutputPathError
+from unet_deploy.errors import OutputBusyError, OutputPathError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime._zarr_metadata import read_node
-from unet_deploy.runtime.journal import FOLDER, STATUSES, Journal, create_journal, remove
+from unet_deploy.runtime.disk_space import check_space, full_disk_named
+from unet_deploy.runtime.journal import FOLDER, STATUS_VALUES, Journal, create_journal, remove
+from unet_deploy.runtime.label_group import begin_label_group, drop_objects, list_label
 from unet_deploy.runtime.layout import LABELS_NAME, PROVENANCE_KEY, Kind, OutputSpec, multiscales_of, omero_of
-from unet_deploy.runtime.ome import image_label_attributes
+from unet_deploy.runtime.ome import image_label_attributes, merge_attributes
+from unet_deploy.runtime.output_paths import (
+    check_output_path,
+    find_store,
+    is_stillborn,
+    read_provenance,
+    remove_partial_files,
+    require_free,
+)
+from unet_deploy.runtime.pyramid import reduce_mean, reduce_mode
+
+__all__ = [
+    "check_output_path",
+    "check_space",
+    "count_regions",
+    "create_output",
+    "downsample_region",
+    "find_store",
+    "finish_output",
+    "full_disk_named",
+    "is_stillborn",
+    "mark_running",
+    "read_provenance",
+    "remove_partial_files",
+    "write_block",
+    "write_status",
+]
 
 ZSTD_LEVEL = 1
 
-STATUS_VALUES: dict[str, int] = {"done": 1, "empty": 2, "failed": 3}
-"""Of the image of blocks; 0 is pending."""
-_PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
-_NODE_FILES = ("zarr.json", ".zgroup", ".zarray")
-
-
-def check_output_path(output: Path, *, volume: Path, overwrite: bool) -> None:
-    """Refuse a place where writing would fail or harm something.
-
-    Raises
-    ------
-    OutputPathError
-        If output and volume lie inside each other, the folder is missing, or `overwrite` would delete something
-        that is not a segmentation of ours.
-    OutputExistsError
-        If something is there and `overwrite` was not given.
-    """
-    here, there = output.resolve(), volume.resolve()
-    if here == there or there in here.parents or here in there.parents:
-        raise OutputPathError(
-            f"the output {output} and the volume {volume} lie inside each other",
-            "writing there would change or delete the input",
-            fix=f"--output {there.parent / (there.name.split('.')[0] + '_segmentation.ome.zarr')}",
-        )
-    store = find_store(output)
-    if store is not None:
-        raise OutputPathError(
-            f"the output {output} lies inside the Zarr store {store}",
-            "a store is changed only by who made it",
-            fix=f"--output {store.parent / (output.stem.split('.')[0] + '_segmentation.ome.zarr')}",
-        )
-    if not output.parent.is_dir():
-        raise OutputPathError(
-            f"the folder of the output {output} does not exist",
-            f"{output.parent} was expected to be a folder",
-            fix="create it, or choose another --output",
-        )
-    if output.is_symlink():
-        raise OutputPathError(
-            f"the output {output} is a link",
-            "what it leads to would be written to, or deleted",
-            fix=f"--output {output.resolve()}, or another place",
-        )
-    if not output.exists() or is_stillborn(output):
-        return
-    if not overwrite:
-        _require_free(output)
-    if read_provenance(output) is None:
-        raise OutputPathError(
-            f"{output} is no segmentation written by unet-deploy, so --overwrite does not delete it",
-            f"a Zarr group with the attribute {PROVENANCE_KEY!r} was expected",
-            fix="choose another --output, or remove it yourself",
-        )
-
-
-def remove_partial_files(output: Path) -> None:
-    """Delete what a kill left of files that were being written: Zarr writes each under another name first."""
-    for folder, _, names in os.walk(output):
-        for name in names:
-            if _PARTIAL.fullmatch(name):
-                Path(folder, name).unlink(missing_ok=True)
-
-
-def _require_free(output: Path) -> None:
-    if output.exists() and not is_stillborn(output):
-        raise OutputExistsError(
-            f"the output {output} exists",
-            "nothing was written",
-            fix="choose another --output, or replace it with --overwrite",
-        )
-
-
-def is_stillborn(output: Path) -> bool:
-    """Tell whether a folder holds nothing but the journal of a run that was killed before it made the store."""
-    return output.is_dir() and [entry.name for entry in output.iterdir()] == [FOLDER]
-
-
-@contextmanager
-def full_disk_named(where: str) -> Iterator[None]:
-    """Let a full disk or an exhausted quota be a `NoSpaceError`, which ends a run; other errors pass.
-
-    Raises
-    ------
-    NoSpaceError
-        If the system says so while the block runs.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise NoSpaceError(
-            f"the disk is full: {error.strerror}", where, fix="free space, then give the same command again"
-        ) from error
-
-
-def find_store(path: Path) -> Path | None:
-    """Return the outermost Zarr node that `path` lies inside, None if there is none."""
-    nodes = [parent for parent in path.resolve().parents if any((parent / name).is_file() for name in _NODE_FILES)]
-    return nodes[-1] if nodes else None
-
-
-def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Return what a segmentation of ours says of itself; None for anything else."""
-    try:
-        node = read_node(path)
-    except InputDataError:
-        return None
-    if node is None or node.kind != "group" or not node.document:  # attributes alone make no group
-        return None
-    found = node.attributes.get(PROVENANCE_KEY)
-    return found if isinstance(found, dict) else None
-
-
-def check_space(spec: OutputSpec) -> None:
-    """Refuse a run whose result may not fit on the disk.
-
-    Raises
-    ------
-    NoSpaceError
-        If less is free than the result takes uncompressed.
-    """
-    free = shutil.disk_usage(Path(spec.path).resolve().parent).free
-    if free < spec.raw_bytes:
-        raise NoSpaceError(
-            f"the result may take {spec.raw_bytes / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
-            f"at {spec.path}; uncompressed size of {' and '.join(spec.kinds)} with pyramid",
-            fix="free space, choose --output on another disk, or write less (--write labels); "
-            "--no-space-check if you know that it compresses",
-        )
+REDUCE: dict[Kind, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+    "labels": reduce_mode,
+    "probabilities": reduce_mean,
+}
 
 
 def create_output(
@@ -186,23 +83,26 @@ def create_output(
     path = Path(spec.path)
     journal: Journal | None = None
     if not overwrite:
-        _require_free(path)
+        require_free(path, is_label_group=spec.is_label_group)
     try:
         journal = create_journal(path, fingerprint)
         for entry in path.iterdir():
             if entry.name != FOLDER:
                 remove(entry)
+        if spec.is_label_group:
+            begin_label_group(spec)
         root = zarr.create_group(
             spec.path,
             zarr_format=spec.zarr_format,
             attributes={PROVENANCE_KEY: {**provenance, "status": "running"}},
         )
-        if "labels" in spec.kinds:
-            root.create_group(f"labels/{LABELS_NAME}")
-        _create_status(spec)
+        if "labels" in spec.kinds and spec.labels_path:
+            root.create_group(spec.labels_path)
+        create_status(spec)
         for kind in spec.kinds:
             for level in range(spec.n_levels):
-                _create_level(spec, kind, level)
+                name = spec.array_path(kind, level)
+                create_array(spec, spec.path, name, kind=kind, level=level, dtype="uint8")
     except OutputBusyError:
         raise
     except OSError as error:
@@ -262,7 +162,7 @@ def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
     for kind in spec.kinds:
         absent = tuple(i for i, axis in enumerate("tczyx") if axis not in spec.axes_of(kind))
         read = np.asarray(_open(spec, kind, level - 1)[spec.to_layout(kind, source)])
-        values[kind] = _REDUCTIONS[kind](np.expand_dims(read, absent))
+        values[kind] = REDUCE[kind](np.expand_dims(read, absent))
     count = 1 + spec.levels_within(level, spec.region)
     _write_levels(spec, values, level=level, count=count, t=t, z=z, y=y, x=x)
 
@@ -281,7 +181,7 @@ def _write_levels(
     """Write a box of `level`, given as (t, c, z, y, x), and what it is in the levels below, `count` in all."""
     for deeper in range(count):
         if deeper:
-            values = {kind: _REDUCTIONS[kind](array) for kind, array in values.items()}
+            values = {kind: REDUCE[kind](array) for kind, array in values.items()}
         e = spec.level_extents(level + deeper)
         rows, columns = (
             slice(side.start >> deeper, min(-(-side.stop >> deeper), extent)) for side, extent in ((y, e.y), (x, e.x))
@@ -293,73 +193,64 @@ def _write_levels(
 
 def write_status(spec: OutputSpec, journal: Journal) -> None:
     """Write what became of each block as an image of one pixel a block, (t, z, y, x); see `STATUS_VALUES`."""
-    image = np.zeros(_status_shape(spec), np.uint8)
-    for status in STATUSES:
-        image.flat[[record.index for record in journal.with_status(status)]] = STATUS_VALUES[status]
+    shape = _status_shape(spec)
+    image = np.frombuffer(journal.status_values(math.prod(shape)), np.uint8).reshape(shape)
     with full_disk_named(f"while writing the blocks' status at {spec.path}"):
         zarr.open_array(spec.path, path=FOLDER, mode="r+")[...] = image
 
 
+def mark_running(spec: OutputSpec) -> None:
+    """Say of an output that a run goes on with: what it holds is no result until that has ended, its objects least."""
+    if "labels" in spec.kinds:
+        drop_objects(spec)
+    with full_disk_named(f"while writing the metadata at {spec.path}"):
+        root = zarr.open_group(spec.path, mode="r+")
+        provenance: Any = root.attrs[PROVENANCE_KEY]
+        root.attrs[PROVENANCE_KEY] = {**provenance, "status": "running"}
+
+
 def finish_output(spec: OutputSpec, *, provenance: Mapping[str, Any], source: str | None) -> None:
-    """Write the OME metadata and the final provenance, which carries the status."""
+    """Write the OME metadata and the final provenance, which carries the status.
+
+    Parameters
+    ----------
+    spec
+        The output.
+    provenance
+        JSON values, with the status.
+    source
+        Relative path from the labels to the image that was segmented, None where there is none to point at. Of a label
+        group that is known: the volume that it lies in.
+    """
+    with full_disk_named(f"while writing the metadata at {spec.path}"):
+        if spec.is_label_group:
+            group = zarr.open_group(spec.path, mode="r+")
+            group.attrs.update(_label_attributes(spec, "../../"))
+            list_label(spec, spec.labels_name, listed=True)
+            group.attrs[PROVENANCE_KEY] = dict(provenance)  # last: with it, nothing is left to be done
+        else:
+            _finish_store(spec, provenance, source)
+
+
+def _finish_store(spec: OutputSpec, provenance: Mapping[str, Any], source: str | None) -> None:
     root = zarr.open_group(spec.path, mode="r+")
+    if "labels" in spec.kinds:
+        root[spec.labels_path].attrs.update(_label_attributes(spec, source))
+        list_label(spec, LABELS_NAME, listed=True)
     main: Kind = "probabilities" if "probabilities" in spec.kinds else "labels"
-    attributes = multiscales_of(spec, main, prefix="" if main == "probabilities" else f"labels/{LABELS_NAME}/")
+    attributes = multiscales_of(spec, main, prefix="" if main == "probabilities" else f"{spec.labels_path}/")
     if main == "probabilities":
         target = attributes["ome"] if spec.ome_version == "0.5" else attributes
         target["omero"] = omero_of(spec.classes)
     root.attrs.update({**attributes, PROVENANCE_KEY: dict(provenance)})
-    if "labels" not in spec.kinds:
-        return
-    listing = {"labels": [LABELS_NAME]}
-    root["labels"].attrs.update({"ome": {"version": "0.5", **listing}} if spec.ome_version == "0.5" else listing)
-    label_attributes = multiscales_of(spec, "labels", prefix="")
-    extra = image_label_attributes(
-        version=spec.ome_version, classes=[(c.name, c.colour) for c in spec.classes], source=source
+
+
+def _label_attributes(spec: OutputSpec, source: str | None) -> dict[str, Any]:
+    classes = [(c.name, c.colour) for c in spec.classes]
+    return merge_attributes(
+        multiscales_of(spec, "labels", prefix=""),
+        image_label_attributes(version=spec.ome_version, classes=classes, source=source),
     )
-    if spec.ome_version == "0.5":
-        label_attributes["ome"].update(extra["ome"])
-    else:
-        label_attributes.update(extra)
-    root[f"labels/{LABELS_NAME}"].attrs.update(label_attributes)
-
-
-def reduce_mode(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the most frequent value of each 2x2 cell of (..., y, x); on a tie the first in reading order.
-
-    >>> reduce_mode(np.array([[1, 2], [3, 2]], np.uint8))
-    array([[2]], dtype=uint8)
-    """
-    a, b, c, d = _cells(values)
-    first = (a == b) | (a == c) | (a == d)
-    second = (b == c) | (b == d)
-    return np.where(first, a, np.where(second, b, np.where(c == d, c, a)))
-
-
-def reduce_mean(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the mean of each 2x2 cell of (..., y, x), rounded half up."""
-    a, b, c, d = _cells(values)
-    total = a.astype(np.uint16)
-    total += b
-    total += c
-    total += d
-    total += 2
-    total >>= 2
-    return total.astype(np.uint8)
-
-
-def _cells(values: npt.NDArray[np.uint8]) -> Sequence[npt.NDArray[np.uint8]]:
-    """Return the four corners of each 2x2 cell; an odd last row or column is repeated."""
-    odd_y, odd_x = values.shape[-2] % 2, values.shape[-1] % 2
-    if odd_y or odd_x:
-        values = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(0, odd_y), (0, odd_x)], mode="edge")
-    return [np.ascontiguousarray(values[..., i::2, j::2]) for i in (0, 1) for j in (0, 1)]
-
-
-_REDUCTIONS: dict[Kind, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
-    "labels": reduce_mode,
-    "probabilities": reduce_mean,
-}
 
 
 def _region_counts(spec: OutputSpec, level: int) -> tuple[int, int, int, int]:
@@ -374,7 +265,8 @@ def _status_shape(spec: OutputSpec) -> tuple[int, int, int, int]:
     return e.t, z, y, x
 
 
-def _create_status(spec: OutputSpec) -> None:
+def create_status(spec: OutputSpec) -> None:
+    """Make the image of the blocks' status, in the journal's folder."""
     # An array, since Zarr never lists what else is in an array's folder: the journal is no concern of a viewer.
     shape = _status_shape(spec)
     zarr.create_array(
@@ -388,24 +280,30 @@ def _create_status(spec: OutputSpec) -> None:
         zarr_format=spec.zarr_format,
         dimension_names=list("tzyx") if spec.zarr_format == 3 else None,
         chunk_key_encoding={"name": "default" if spec.zarr_format == 3 else "v2", "separator": "/"},
-        attributes={"blocks": {"pending": 0, **STATUS_VALUES}, "block_zyx": list(spec.block)},
+        attributes={
+            "blocks": {"pending": 0} | {str(status): value for status, value in STATUS_VALUES.items()},
+            "block_zyx": list(spec.block),
+        },
         write_data=False,
     )
 
 
-def _create_level(spec: OutputSpec, kind: Kind, level: int) -> None:
-    extents = spec.level_extents(level)
-    sizes = {"t": extents.t, "c": len(spec.classes), "z": extents.z, "y": extents.y, "x": extents.x}
+def create_array(
+    spec: OutputSpec, store: str, name: str, *, kind: Kind, level: int, dtype: Literal["uint8", "uint32"]
+) -> None:
+    """Make the array of a level with a kind's axes, chunks and shards; nothing is written to it."""
+    e = spec.level_extents(level)
+    sizes = {"t": e.t, "c": len(spec.classes), "z": e.z, "y": e.y, "x": e.x}
     chunk = dict(zip("tczyx", (1, 1, *spec.grid.chunk), strict=True))
     shard = dict(zip("tczyx", (1, 1, *spec.grid.unit), strict=True))
     is_v3 = spec.zarr_format == 3
     zarr.create_array(
-        spec.path,
-        name=spec.array_path(kind, level),
+        store,
+        name=name,
         shape=spec.to_layout(kind, sizes),
         chunks=spec.to_layout(kind, chunk),
         shards=spec.to_layout(kind, shard) if spec.grid.shard else None,
-        dtype="uint8",
+        dtype=dtype,
         compressors=ZstdCodec(level=ZSTD_LEVEL) if is_v3 else _zstd_v2(),
         fill_value=0,
         zarr_format=spec.zarr_format,

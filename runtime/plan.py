@@ -8,6 +8,8 @@
 4. One tile shape serves the whole run: as large as the memory budget and `MAX_CORE` allow, shrunk so that tiles
    divide the block evenly. The sides of y and x are chosen independently.
 5. A block reads its window once: the hull of its tiles, which may leave the volume (there it is mirrored).
+6. Blocks run in an order in which a chunk that several of them touch is decoded about once (`block_order`), with a
+   cache of decoded chunks that is as large as that takes, and no larger than the memory allows.
 
 Blocks are computed from their number when asked for, so a plan of a million blocks costs nothing.
 """
@@ -16,12 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unet_deploy.card import AnyNetwork
 from unet_deploy.errors import ConfigurationError
-from unet_deploy.geometry import AxisTile, Geometry, Interval, cover_axis
+from unet_deploy.geometry import Geometry, Interval, cover_axis
+from unet_deploy.runtime._plan_fit import BLOCK_LIMITS, PROCESS_BYTES, core_sides, fit_memory
+from unet_deploy.runtime.block_order import READ_BYTES, AxisBlocks, BlockOrder
 from unet_deploy.runtime.cost import (
     TTA_PASSES,
     count_read,
@@ -31,80 +35,45 @@ from unet_deploy.runtime.cost import (
     tile_memory_bytes,
     weights_bytes,
 )
+from unet_deploy.runtime.plan_parts import (
+    BLOCK_SIDE,
+    MAX_BLOCK_VOXELS,
+    MAX_CHUNK,
+    MAX_CHUNK_Z,
+    MAX_CORE,
+    MIN_CHUNK,
+    Block,
+    Extents,
+    WriteGrid,
+    balanced_tile,
+    choose_block,
+    derive_write_grid,
+    largest_core,
+)
+from unet_deploy.runtime.region import Region
+
+__all__ = [
+    "BLOCKS_IN_FLIGHT",
+    "BLOCK_SIDE",
+    "DEFAULT_MEMORY_BYTES",
+    "MAX_BLOCK_VOXELS",
+    "MAX_CHUNK",
+    "MAX_CHUNK_Z",
+    "MAX_CORE",
+    "MIN_CHUNK",
+    "PROCESS_BYTES",
+    "Block",
+    "Extents",
+    "SegmentationPlan",
+    "WriteGrid",
+    "derive_write_grid",
+    "largest_core",
+    "plan_segmentation",
+]
 
 DEFAULT_MEMORY_BYTES = 2 * 2**30
-MAX_CORE = 1024
-"""Larger cores were not faster on the CPUs measured, and cost memory (docs/experiments.md)."""
-MIN_CHUNK, MAX_CHUNK = 64, 1024
-MAX_CHUNK_Z = 64
-BLOCK_SIDE = 2048
-MAX_BLOCK_VOXELS = 2**24
-PROCESS_BYTES = 250 * 2**20
-"""Python, NumPy, Zarr, Dask and onnxruntime, loaded and idle."""
 BLOCKS_IN_FLIGHT = 2
 """One computes while the other reads or writes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extents:
-    """Sizes of the volume's axes without channels; 1 for an axis it does not have."""
-
-    t: int
-    z: int
-    y: int
-    x: int
-
-    @property
-    def pixels(self) -> int:
-        """Number of output pixels."""
-        return self.t * self.z * self.y * self.x
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteGrid:
-    """Chunk shape of the output and, if sharded, shard shape; both (z, y, x). t and c are always 1."""
-
-    chunk: tuple[int, int, int]
-    shard: tuple[int, int, int] | None = None
-
-    def __post_init__(self) -> None:
-        assert self.shard is None or all(s % c == 0 for s, c in zip(self.shard, self.chunk, strict=True)), self
-
-    @property
-    def unit(self) -> tuple[int, int, int]:
-        """What one task must write whole: the shard if there is one, else the chunk."""
-        return self.shard or self.chunk
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """One unit of scheduling: a box of whole write units, clipped to the volume.
-
-    `tiles_y` × `tiles_x` are its tiles. `window_y` and `window_x` are what it reads; they may leave the volume.
-    """
-
-    index: int
-    t: int
-    z: Interval
-    y: Interval
-    x: Interval
-    tiles_y: tuple[AxisTile, ...]
-    tiles_x: tuple[AxisTile, ...]
-
-    @property
-    def window_y(self) -> Interval:
-        """Rows covered by the tiles."""
-        return Interval(self.tiles_y[0].read.start, self.tiles_y[-1].read.stop)
-
-    @property
-    def window_x(self) -> Interval:
-        """Columns covered by the tiles."""
-        return Interval(self.tiles_x[0].read.start, self.tiles_x[-1].read.stop)
-
-    @property
-    def pixels(self) -> int:
-        """Number of output pixels."""
-        return self.z.size * self.y.size * self.x.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +91,10 @@ class SegmentationPlan:
     bytes_per_value: int = 1
     tta: bool = False
     """Whether a tile's result is the mean over turned and mirrored inputs."""
+    source_chunk: tuple[int, int, int, int] | None = None
+    """(t, z, y, x) of what is decoded at once; as the output's chunks if None."""
+    cache_bytes: int = 64 * 2**20
+    """What a process may keep of decoded chunks."""
 
     @property
     def geometry(self) -> Geometry:
@@ -173,6 +146,57 @@ class SegmentationPlan:
         return map(self.block, range(self.n_blocks))
 
     @property
+    def block_order(self) -> BlockOrder:
+        """In which order the blocks run, and what that costs."""
+        e, n_channels = self.extents, self.network.in_channels
+        sizes = (e.t, e.z, e.y, e.x)
+        chunk = [min(c, n) for c, n in zip(self.source_chunk or (1, *self.grid.chunk), sizes, strict=True)]
+        t, z, y, x = (
+            AxisBlocks(extent=n, block=b, chunk=c, geometry=g)
+            for n, b, c, g in zip(
+                sizes, (1, *self.block_shape), chunk, (None, None, self.geometry, self.geometry), strict=True
+            )
+        )
+        return BlockOrder(t=t, z=z, y=y, x=x, chunk_bytes=math.prod(chunk) * n_channels * self.bytes_per_value)
+
+    def order(self, region: Region | None = None) -> Iterator[int]:
+        """Yield the numbers of the blocks that touch a region (all by default) in the order in which they should run.
+
+        They are made one by one: a million of them cost nothing before they are asked for.
+        """
+        order = self.block_order
+        _, nz, ny, nx = self.block_counts
+        ranges = self._block_ranges(region)
+        for t, z, y, x in order.places(strip=order.strip_for(self.cache_bytes), ranges=ranges):
+            yield ((t * nz + z) * ny + y) * nx + x
+
+    def count(self, region: Region | None = None) -> int:
+        """Return how many blocks touch a region."""
+        return math.prod(map(len, self._block_ranges(region)))
+
+    def spent(self, index: int) -> tuple[int, int]:
+        """Return the (y, x) at or before which chunks end that no block after this one touches; for `Volume.read`."""
+        rest, x = divmod(index, self.block_counts[3])
+        rest, y = divmod(rest, self.block_counts[2])
+        t, z = divmod(rest, self.block_counts[1])
+        return self.block_order.spent((t, z, y, x))
+
+    @property
+    def decodes_per_chunk(self) -> float:
+        """How often a chunk of the volume is decoded on average, if one process runs all blocks; an estimate."""
+        return self.block_order.decodes_per_chunk(self.cache_bytes)
+
+    def _block_ranges(self, region: Region | None) -> tuple[range, range, range, range]:
+        if region is not None:
+            region.require_inside(self.extents)
+        ranges = []
+        for axis, count, size in zip("tzyx", self.block_counts, (1, *self.block_shape), strict=True):
+            part = None if region is None else region.along(axis)
+            ranges.append(range(count) if part is None else range(part.start // size, (part.stop - 1) // size + 1))
+        t, z, y, x = ranges
+        return t, z, y, x
+
+    @property
     def n_tiles(self) -> int:
         """Number of tiles of the whole run."""
         e, block = self.extents, self.block_shape
@@ -202,11 +226,16 @@ class SegmentationPlan:
         halo = 2 * self.geometry.context + self.geometry.surplus
         window = z * (y + halo) * (x + halo) * self.network.in_channels * self.bytes_per_value
         results = z * y * x * (1 + self.network.classes)
+        order = self.block_order
+        hull = order.chunk_bytes * order.z.most_touched
+        hull *= math.prod(-(-(side + halo) // axis.chunk) + 1 for side, axis in ((y, order.y), (x, order.x)))
+        at_once = max(min(READ_BYTES, hull), order.chunk_bytes)
         return (
             PROCESS_BYTES
             + 2 * weights_bytes(self.network)
             + tile_memory_bytes(self.network, self.tile_y, self.tile_x, self.batch)
-            + BLOCKS_IN_FLIGHT * (2 * window + results)
+            + BLOCKS_IN_FLIGHT * (max(2 * window, window + 2 * at_once) + results)
+            + max(self.cache_bytes, order.chunk_bytes)
         )
 
     @property
@@ -237,6 +266,8 @@ class SegmentationPlan:
             "flops": self.flops,
             "flops_ratio": round(self.flops_ratio, 4),
             "bytes_read": self.bytes_read,
+            "decodes_per_chunk": round(self.decodes_per_chunk, 3),
+            "cache_bytes": self.cache_bytes,
             "peak_memory_bytes": self.peak_memory_bytes,
         }
 
@@ -247,10 +278,12 @@ def plan_segmentation(
     *,
     source_chunk: tuple[int, int, int],
     source_shard: tuple[int, int, int] | None = None,
+    source_chunk_t: int = 1,
     bytes_per_value: int = 1,
     tile: tuple[int, int] | None = None,
     batch: int = 1,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    max_memory_bytes: int | None = None,
     tta: bool = False,
 ) -> SegmentationPlan:
     """Plan a run. The result of the run does not depend on any choice made here; its cost does.
@@ -263,6 +296,8 @@ def plan_segmentation(
         The volume's axes, in pixels.
     source_chunk, source_shard
         The volume's chunk and shard shape (z, y, x), which the output's follow.
+    source_chunk_t
+        How many time points a chunk of the volume holds.
     bytes_per_value
         Item size of the volume's dtype.
     tile
@@ -271,6 +306,8 @@ def plan_segmentation(
         Tiles per forward pass.
     memory_bytes
         What the engine may hold for activations when the tile is chosen.
+    max_memory_bytes
+        What the process may hold altogether: tile, block and cache are chosen so that the plan's peak stays below.
     tta
         Whether each tile's result is the mean over turned and mirrored inputs, which costs 8 passes.
 
@@ -279,7 +316,8 @@ def plan_segmentation(
     TileNotLegalError
         If a given tile side is not one the network takes, or has no core.
     ConfigurationError
-        If batch is below 1, or the memory does not hold the smallest tile.
+        If batch is below 1, or the memory does not hold the smallest tile (the whole process, with the smallest tile,
+        block and cache); the message says how much would.
     """
     geometry = network.geometry
     if batch < 1:
@@ -287,88 +325,34 @@ def plan_segmentation(
     for axis, side in zip("yx", tile or (), strict=False):
         geometry.require_legal(side, axis=axis)
     grid = derive_write_grid(geometry, extents, source_chunk=source_chunk, source_shard=source_shard)
-    cap = (
-        (geometry.core_side(tile[0]), geometry.core_side(tile[1]))
-        if tile
-        else (largest_core(network, batch=batch, memory_bytes=memory_bytes),) * 2
-    )
-    block = _choose_block(grid.unit, extents, cap)
     if tile is None:
-        sides = tuple(
-            _balanced_tile(geometry, size=min(size, extent), cap=limit)
-            for size, extent, limit in zip(block[1:], (extents.y, extents.x), cap, strict=True)
+        most = largest_core(network, batch=batch, memory_bytes=memory_bytes)
+        caps = [(core, core) for core in core_sides(geometry, most)]
+    else:
+        caps = [(geometry.core_side(tile[0]), geometry.core_side(tile[1]))]
+
+    def make(cap: tuple[int, int], limit: tuple[int, int]) -> SegmentationPlan:
+        block = choose_block(grid.unit, extents, cap, side=limit[0], voxels=limit[1])
+        sides = [
+            balanced_tile(geometry, size=min(size, extent), cap=most)
+            for size, extent, most in zip(block[1:], (extents.y, extents.x), cap, strict=True)
+        ]
+        plan = SegmentationPlan(
+            network=network,
+            extents=extents,
+            grid=grid,
+            tile_y=tile[0] if tile else sides[0],
+            tile_x=tile[1] if tile else sides[1],
+            batch=batch,
+            block_shape=block,
+            bytes_per_value=bytes_per_value,
+            tta=tta,
+            source_chunk=(source_chunk_t, *source_chunk),
         )
-        tile = sides[0], sides[1]
-    return SegmentationPlan(
-        network=network,
-        extents=extents,
-        grid=grid,
-        tile_y=tile[0],
-        tile_x=tile[1],
-        batch=batch,
-        block_shape=block,
-        bytes_per_value=bytes_per_value,
-        tta=tta,
-    )
+        return replace(plan, cache_bytes=plan.block_order.choose_cache())
 
-
-def derive_write_grid(
-    geometry: Geometry,
-    extents: Extents,
-    *,
-    source_chunk: tuple[int, int, int],
-    source_shard: tuple[int, int, int] | None,
-) -> WriteGrid:
-    """Return output chunks like the source's, but of a sane size, in multiples of the divisor along y and x."""
-    z = min(source_chunk[0], MAX_CHUNK_Z, extents.z)
-    y, x = (
-        min(geometry.round_up(min(max(size, MIN_CHUNK), MAX_CHUNK)), geometry.round_up(extent))
-        for size, extent in zip(source_chunk[1:], (extents.y, extents.x), strict=True)
-    )
-    chunk = (z, y, x)
-    if source_shard is None:
-        return WriteGrid(chunk=chunk)
-    limits = (MAX_CHUNK_Z, BLOCK_SIDE, BLOCK_SIDE)
-    shard = tuple(
-        max(min(size, limit, -(-extent // c) * c) // c, 1) * c
-        for size, limit, extent, c in zip(source_shard, limits, (extents.z, extents.y, extents.x), chunk, strict=True)
-    )
-    return WriteGrid(chunk=chunk, shard=(shard[0], shard[1], shard[2]))
-
-
-def largest_core(network: AnyNetwork, *, batch: int, memory_bytes: int) -> int:
-    """Return the largest square core up to MAX_CORE whose activations fit the budget."""
-    geometry = network.geometry
-    for core in range(geometry.round_up(MAX_CORE), 0, -geometry.divisor):
-        side = geometry.tile_side(core)
-        if tile_memory_bytes(network, side, side, batch) <= memory_bytes:
-            return core
-    smallest = geometry.smallest_tile
-    needed = tile_memory_bytes(network, smallest, smallest, batch)
-    raise ConfigurationError(
-        f"{memory_bytes / 2**20:.0f} MiB do not hold a batch of the smallest tile ({needed / 2**20:.0f} MiB)",
-        f"{batch} tile(s) of {smallest} × {smallest} px, {network.words}",
-        fix="allow more memory, or use --batch 1",
-    )
-
-
-def _choose_block(unit: tuple[int, int, int], extents: Extents, cap: tuple[int, int]) -> tuple[int, int, int]:
-    """Grow the write unit along y and x until a tile fits, then on towards BLOCK_SIDE while it stays moderate."""
-    z = unit[0]
-    sides = [unit[1], unit[2]]
-    limits = [-(-n // u) * u for n, u in zip((extents.y, extents.x), sides, strict=True)]
-    for target, voxels in ((cap, None), ((BLOCK_SIDE, BLOCK_SIDE), MAX_BLOCK_VOXELS)):
-        for axis in (0, 1):
-            step = unit[1 + axis]
-            wanted = min(max(target[axis] // step, 1) * step, limits[axis])
-            grown = list(sides)
-            grown[axis] = max(wanted, sides[axis])
-            if voxels is None or z * grown[0] * grown[1] <= voxels:
-                sides = grown
-    return z, sides[0], sides[1]
-
-
-def _balanced_tile(geometry: Geometry, *, size: int, cap: int) -> int:
-    """Return the tile side that covers `size` pixels with as few tiles as `cap` allows, all about equally full."""
-    count = -(-size // cap)
-    return geometry.tile_side(geometry.round_up(-(-size // count)))
+    plan = make(caps[0], BLOCK_LIMITS[0])
+    if max_memory_bytes is None or plan.peak_memory_bytes <= max_memory_bytes:
+        return plan
+    smaller = (make(cap, limit) for cap in caps for limit in BLOCK_LIMITS)
+    return fit_memory([plan, *smaller], max_memory_bytes)

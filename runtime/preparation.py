@@ -15,52 +15,67 @@ from unet_deploy.errors import ChannelError
 from unet_deploy.runtime._remote import RemoteDirectory, as_location
 from unet_deploy.runtime.artifact import Artifact, load_bundled_artifact
 from unet_deploy.runtime.layout import Kind, OutputSpec
+from unet_deploy.runtime.levels import choose_level
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
-from unet_deploy.runtime.output import find_store
+from unet_deploy.runtime.output_paths import find_store
 from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, SegmentationPlan, plan_segmentation
 from unet_deploy.runtime.planned import PlannedArtifact, load_model, settle_engine_name
 from unet_deploy.runtime.statistics import bytes_to_measure
 from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
 
 
-def default_output(volume: str | Path) -> Path:
+def default_output(volume: str | Path, image: str | None = None) -> Path:
     """Return where a segmentation goes when nobody says: beside the volume, or beside the store that it lies in.
 
     >>> default_output("data/brain.ome.zarr").as_posix()
     'data/brain_segmentation.ome.zarr'
+
+    One of several images is in the name, as if it was given by its own path.
+
+    >>> default_output("data/plate.zarr", "A/1/0").as_posix()
+    'data/plate_A_1_0_segmentation.ome.zarr'
 
     That of an address goes to the working directory.
 
     >>> default_output("s3://bucket/plate.zarr/A/1").as_posix()
     'plate_A_1_segmentation.ome.zarr'
     """
+    words = _words_of(image or "")
     place = as_location(volume)
     if isinstance(place, RemoteDirectory):
-        return Path("_".join((*place.stem_and_inside, "segmentation")) + ".ome.zarr")
+        return Path("_".join((*place.stem_and_inside, *words, "segmentation")) + ".ome.zarr")
     path = Path(volume)
     store = find_store(path)
     inside = () if store is None else path.resolve().relative_to(store).parts
     root = store or (path if path.name not in ("", "..") else path.resolve())
     stem = re.sub(r"(\.ome)?\.(zarr|tiff?)$", "", root.name, flags=re.IGNORECASE) or root.name
-    return root.parent / ("_".join((stem, *inside, "segmentation")) + ".ome.zarr")
+    return root.parent / ("_".join((stem, *inside, *words, "segmentation")) + ".ome.zarr")
+
+
+def _words_of(image: str) -> tuple[str, ...]:
+    """Return the words of an image's name that can stand in a file's; a title may be any text."""
+    words = (re.sub(r'[<>:"|?*\x00-\x1f]', "-", word).strip(" .") for word in re.split(r"[/\\]", image))
+    return tuple(word for word in words if word)
 
 
 def prepare(
     volume: str | Path,
     *,
     model: str | Path | Artifact | None = None,
+    image: str | None = None,
     channels: Sequence[int | str] = (),
     axes: str | None = None,
-    level: int = 0,
+    level: int | None = None,
     tile: tuple[int, int] | None = None,
     batch: int = 1,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    max_memory_bytes: int | None = None,
     input_range: tuple[float, float] | None = None,
     tta: bool = False,
 ) -> Preparation:
     """Open and check everything a run needs, and plan it; nothing is written. Parameters as in `segment`."""
-    opened = open_volume(volume, level=level, axes=axes)
     artifact = resolve_model(model)
+    opened, level_choice = open_for(artifact.card, volume, image=image, level=level, axes=axes)
     card, info = artifact.card, opened.info
     chosen = choose_channels(info, card, channels)
     normaliser = (
@@ -76,9 +91,11 @@ def prepare(
             Extents(t=opened.extent("t"), z=opened.extent("z"), y=opened.extent("y"), x=opened.extent("x")),
             source_chunk=_spatial(info, info.chunks),
             source_shard=None if info.shards is None else _spatial(info, info.shards),
+            source_chunk_t=dict(zip(info.axes, info.chunks, strict=True)).get("t", 1),
             bytes_per_value=np.dtype(info.dtype).itemsize,
             batch=batch,
             memory_bytes=memory_bytes,
+            max_memory_bytes=max_memory_bytes,
             tta=tta,
         ),
         tile=tile,
@@ -86,7 +103,43 @@ def prepare(
     if tta:  # half of the copies of a tile are turned; an engine plan may be for upright ones only
         n, c, y, x = plan.batch_shape
         settle_engine_name(artifact, None, (n, c, x, y))
-    return Preparation(volume=opened, artifact=artifact, channels=chosen, normaliser=normaliser, plan=plan)
+    return Preparation(
+        volume=opened,
+        artifact=artifact,
+        channels=chosen,
+        normaliser=normaliser,
+        plan=plan,
+        level_choice=level_choice,
+        default_output=default_output(volume, image),
+    )
+
+
+def open_for(
+    card: ModelCard, volume: str | Path, *, image: str | None = None, level: int | None = None, axes: str | None = None
+) -> tuple[Volume, str | None]:
+    """Open a volume at the level that a model is for, and say why that one; None where there was nothing to choose.
+
+    Parameters
+    ----------
+    card
+        The model's card, which may say the pixel size that it was trained at.
+    volume, image, axes
+        As for `open_volume`.
+    level
+        A level to insist on.
+
+    Raises
+    ------
+    InputDataError, UsageError
+        As `open_volume`.
+    """
+    opened = open_volume(volume, image=image, level=level or 0, axes=axes)
+    if level is not None:
+        return opened, None
+    choice = choose_level(opened.info, card.input.pixel_size_nm)
+    if choice.level != opened.info.level:
+        opened = open_volume(volume, image=image, level=choice.level, axes=axes)
+    return opened, choice.reason
 
 
 def plan_for(
@@ -115,7 +168,9 @@ def plan_for(
 class Preparation:
     """A run that was checked and planned, but not begun.
 
-    `normaliser` is None where the card asks for percentiles of the volume, which are yet to be measured.
+    `normaliser` is None where the card asks for percentiles of the volume, which are yet to be measured. `level_choice`
+    says which level of a pyramid was taken and why, where nobody asked for one and there are several. `default_output`
+    is where the result goes when nobody says.
     """
 
     volume: Volume
@@ -123,14 +178,16 @@ class Preparation:
     channels: tuple[int, ...]
     normaliser: Normaliser | None
     plan: SegmentationPlan
+    level_choice: str | None
+    default_output: Path
 
     @property
     def statistics_bytes(self) -> int:
         """Raw bytes that will be read to measure the volume's percentiles, before anything is segmented."""
         return 0 if self.normaliser is not None else bytes_to_measure(self.volume, self.channels)
 
-    def output_spec(self, output: Path, kinds: tuple[Kind, ...]) -> OutputSpec:
-        """Return what the output store will be."""
+    def output_spec(self, output: Path, kinds: tuple[Kind, ...], *, is_label_group: bool = False) -> OutputSpec:
+        """Return what the output will be: a store, or a group among the volume's own labels."""
         info = self.volume.info
         axes = info.axes.replace("c", "")
         keep = [i for i, axis in enumerate(info.axes) if axis != "c"]
@@ -151,6 +208,8 @@ class Preparation:
             scale=tuple(scale[i] for i in keep),
             translation=tuple(translation[i] for i in keep),
             units=tuple(units[i] for i in keep),
+            is_label_group=is_label_group,
+            volume_levels=len(info.levels) if is_label_group else None,
         )
 
 

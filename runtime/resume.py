@@ -1,8 +1,10 @@
 """A run that was broken off, found where the next one is to write: whether, and how, that goes on.
 
-1. An output whose journal has blocks and whose status is *running* is gone on with by the same command. One that ended
-   with failed blocks is left as it is, unless those are to be run again.
-2. What must be the same is the *fingerprint*: every input, version and parameter that decides a byte.
+1. An output whose journal has blocks and whose status is *running* is gone on with by the same command; so is one of
+   status *region*, which is whole as far as it was asked for. One that ended with failed blocks is left as it is,
+   unless those are to be run again; one that is complete, unless blocks that are done are.
+2. What must be the same is the *fingerprint*: every input, version and parameter that decides a byte. Which
+   of the blocks are run, when, and what is told of them, is none of these.
 3. Grey values that were measured for the first part serve the rest.
 """
 
@@ -18,10 +20,13 @@ from unet_deploy.errors import OutputExistsError
 from unet_deploy.runtime.engines import EngineDescription
 from unet_deploy.runtime.journal import read_journal
 from unet_deploy.runtime.layout import OutputSpec
-from unet_deploy.runtime.output import read_provenance
+from unet_deploy.runtime.output_paths import read_provenance
 from unet_deploy.runtime.preparation import Preparation
 from unet_deploy.runtime.statistics import VolumeStatistics
 from unet_deploy.runtime.volume_info import VolumeInfo
+
+OPEN = ("running", "region", "stopped")
+"""The status of outputs that are yet to be gone on with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,28 +49,45 @@ class Begun:
         return [*(earlier if isinstance(earlier, list) else []), this]
 
 
-def find_begun(output: Path, *, retry_failed: bool) -> Begun | None:
-    """Return the run that was broken off at `output`; None if there is none that can go on.
+def find_begun(output: Path, *, retry_failed: bool, again: bool = False) -> Begun | None:
+    """Return the run at `output` that can be gone on with; None if there is none.
+
+    Parameters
+    ----------
+    output
+        Where the next run is to write.
+    retry_failed
+        Whether blocks that failed are to be run again.
+    again
+        Whether blocks that are done are: then a run that has ended is gone on with too.
 
     Raises
     ------
     OutputExistsError
-        If it ended, with failed blocks, and these are not to be run again; or they are, and there are none.
+        If it ended, with failed blocks, and these are not to be run again; or they are, and there are none; or blocks
+        are to be run again, and which there are is not known.
     JournalError
         If its journal is damaged.
     """
     provenance = read_provenance(output)
     status = None if provenance is None else provenance.get("status")
-    journal = read_journal(output) if status in ("running", "partial") else None
-    if provenance is not None and journal is not None and (journal.records or status == "partial"):
-        failed = len(journal.with_status("failed"))
-        if status == "partial" and not retry_failed:
+    wanted = (*OPEN, "partial", *(("complete",) if again else ()))
+    journal = read_journal(output) if status in wanted else None
+    if again and provenance is not None and journal is None:
+        raise OutputExistsError(
+            f"a region of {output} cannot be made again by itself",
+            f"it has no journal of its blocks; its status is {status}",
+            fix="make all of it anew with --overwrite and without --region, or choose another --output",
+        )
+    if provenance is not None and journal is not None:
+        if status == "partial" and not (retry_failed or again):
             raise OutputExistsError(
-                f"the output {output} exists, and {failed} of its blocks failed",
+                f"the output {output} exists, and {journal.count('failed')} of its blocks failed",
                 "nothing was written",
                 fix="run just those again with --retry-failed, choose another --output, or start anew with --overwrite",
             )
-        return Begun(provenance=provenance, n_blocks=len(journal.records))
+        if journal.n_recorded or status not in OPEN:
+            return Begun(provenance=provenance, n_blocks=journal.n_recorded)
     if retry_failed:
         raise OutputExistsError(
             f"there are no failed blocks to run again at {output}",
@@ -81,7 +103,7 @@ def is_unborn(output: Path) -> bool:
     if provenance is None or provenance.get("status") != "running":
         return False
     journal = read_journal(output)
-    return journal is not None and not journal.records
+    return journal is not None and not journal.n_recorded
 
 
 def identify_volume(info: VolumeInfo) -> dict[str, Any]:
@@ -92,6 +114,8 @@ def identify_volume(info: VolumeInfo) -> dict[str, Any]:
         "shape": list(info.shape),
         "axes": info.axes,
         "dtype": info.dtype,
+        **({"grows": info.grows} if info.grows else {}),
+        **({"series": info.series, "level": info.level} if info.container == "tiff" else {}),  # both in one file
     }
 
 

@@ -6,12 +6,15 @@
    else from the number of dimensions where that is certain.
 3. `Volume.read` returns (t, c, z, y, x) in native byte order, missing axes of size 1. A chunk that is absent reads as
    the fill value, as Zarr defines; a chunk that cannot be decoded is a `ReadError`, never a hole.
-4. A volume pickles as its `VolumeInfo` and reopens where it arrives, so it travels to the workers of a cluster.
+4. Where the caller says how much may be kept, chunks that other windows need too are decoded once (`chunk_cache`).
+5. A volume pickles as its `VolumeInfo` and reopens where it arrives, so it travels to the workers of a cluster.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+import uuid
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,9 @@ from unet_deploy.errors import (
     UsageError,
 )
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime._chunk_guard import ChunkStore, guarded_document
+from unet_deploy.runtime._chunk_guard import guarded_document
+from unet_deploy.runtime._chunk_reading import ChunkGrid, Wanted, as_index, read_window
+from unet_deploy.runtime._chunk_store import ChunkStore, TiffChunkStore, most_file_bytes
 from unet_deploy.runtime._locate import axes_of_array, locate
 from unet_deploy.runtime._remote import Location, as_location, open_store
 from unet_deploy.runtime._remote_store import RemoteChunkStore
@@ -42,7 +47,9 @@ from unet_deploy.runtime._zarr_metadata import (
     Node,
     check_array,
     read_node,
+    shorten,
 )
+from unet_deploy.runtime.chunk_cache import CHUNKS
 from unet_deploy.runtime.images import choose_entry, list_images
 from unet_deploy.runtime.ome import AXES, LevelTransform, MultiscaleImage
 from unet_deploy.runtime.volume_info import Level, VolumeInfo, describe_info
@@ -53,11 +60,15 @@ __all__ = ["Level", "Volume", "VolumeInfo", "describe_volume", "open_volume"]
 class Volume:
     """An open volume; made by `open_volume`. Safe to read from several threads."""
 
-    __slots__ = ("_array", "_file", "info")
+    __slots__ = ("_array", "_file", "info", "token")
 
-    def __init__(self, info: VolumeInfo, array: zarr.Array[Any], file: Location) -> None:
-        """Keep what is read: `file` is what must still be there afterwards."""
+    def __init__(self, info: VolumeInfo, array: zarr.Array[Any], file: Location, *, token: str | None = None) -> None:
+        """Keep what is read: `file` is what must still be there afterwards.
+
+        `token` is what its chunks are cached under: a new one each time it is opened, but the same on all workers.
+        """
         self.info = info
+        self.token = token or uuid.uuid4().hex
         self._array = array
         self._file = file
 
@@ -67,12 +78,16 @@ class Volume:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.info,)
+        return _reopen, (self.info, self.token)
 
     def extent(self, axis: str) -> int:
         """Return the number of pixels along an axis, 1 for an axis the volume does not have."""
         assert axis in tuple(AXES), axis
         return self.info.shape[self.info.axes.index(axis)] if axis in self.info.axes else 1
+
+    def forget_chunks(self) -> None:
+        """Drop what this process keeps of its decoded chunks; to be called when a run is over."""
+        CHUNKS.forget(self.token)
 
     def read(
         self,
@@ -82,6 +97,8 @@ class Volume:
         x: Interval,
         t: Interval | None = None,
         c: Sequence[int] | None = None,
+        cache_bytes: int = 0,
+        spent: tuple[int, int] = (0, 0),
     ) -> npt.NDArray[Any]:
         """Return the pixels of a window that lies inside the volume.
 
@@ -93,6 +110,10 @@ class Volume:
             Time points, all by default.
         c
             Channels in the order wanted, all by default.
+        cache_bytes
+            How much of decoded chunks this process may keep for other windows; by default the window is read past them.
+        spent
+            Chunks that end at or before this (y, x) will not be needed again, and are not kept.
 
         Returns
         -------
@@ -110,8 +131,26 @@ class Volume:
             assert 0 <= interval.start < interval.stop <= self.extent(axis), (axis, interval, self.info.shape)
         assert channels, "no channel asked for"
         assert all(0 <= channel < self.extent("c") for channel in channels), channels
+        decode = functools.partial(self._decode, window, channels)
         stored = self.info.stored_axes or self.info.axes
-        selection = tuple(window[axis].slice if axis != "c" else _as_index(channels) for axis in stored)
+        if cache_bytes:
+            wanted = Wanted(window=window, channels=tuple(channels), cache_bytes=cache_bytes, spent=spent)
+            return read_window(self._grid, wanted, token=self.token, cache=CHUNKS, decode=decode)
+        data = decode(tuple(window[axis].slice if axis != "c" else as_index(channels) for axis in stored))
+        if stored != self.info.axes:
+            data = data.transpose([stored.index(axis) for axis in self.info.axes])
+        sizes = [len(channels) if axis == "c" else window[axis].size for axis in AXES]
+        return np.ascontiguousarray(data, dtype=self.info.dtype).reshape(sizes)
+
+    @property
+    def _grid(self) -> ChunkGrid:
+        info = self.info
+        stored = info.stored_axes or info.axes
+        shape, chunks = (tuple(sizes[info.axes.index(axis)] for axis in stored) for sizes in (info.shape, info.chunks))
+        return ChunkGrid(axes=stored, shape=shape, chunks=chunks, dtype=info.dtype)
+
+    def _decode(self, window: dict[str, Interval], channels: list[int], selection: tuple[Any, ...]) -> npt.NDArray[Any]:
+        """Return the pixels of a selection, along the axes of the store; `window` is what is said where it fails."""
         try:
             data = np.asarray(self._array.oindex[selection])
         except MemoryError:
@@ -121,10 +160,7 @@ class Volume:
         is_gone = isinstance(self._file, Path) and not self._file.is_file()
         if is_gone:  # every chunk of a vanished volume would read as the fill value; remote stores look for themselves
             raise self._unreadable(window, channels, f"{self._file} is no longer there")
-        if stored != self.info.axes:
-            data = data.transpose([stored.index(axis) for axis in self.info.axes])
-        sizes = [len(channels) if axis == "c" else window[axis].size for axis in AXES]
-        return np.ascontiguousarray(data, dtype=self.info.dtype).reshape(sizes)
+        return data
 
     def _unreadable(self, window: dict[str, Interval], channels: list[int], cause: str) -> ReadError:
         parts = [f"{axis} {window[axis].start}:{window[axis].stop}" for axis in self.info.axes if axis != "c"]
@@ -138,18 +174,26 @@ class Volume:
         )
 
 
-def _as_index(channels: list[int]) -> slice | npt.NDArray[np.int64]:
-    run = range(channels[0], channels[0] + len(channels))
-    return slice(run.start, run.stop) if channels == [*run] else np.asarray(channels, dtype=np.int64)
+def reopen_volume(info: VolumeInfo) -> Volume:
+    """Open a volume again, as it was described; nothing that was read of it is served any more.
+
+    Raises
+    ------
+    ReadError
+        If it is no longer what it was.
+    InputDataError
+        If it cannot be read.
+    """
+    return _reopen(info, uuid.uuid4().hex)
 
 
-def _reopen_tiff(info: VolumeInfo) -> Volume:
+def _reopen_tiff(info: VolumeInfo, token: str) -> Volume:
     file = Path(info.path)
     series = read_series(file, info.series, level=info.level, axes=info.stored_axes, dtypes=(info.dtype,))
     found = (series.ordered(series.shape), series.dtype, series.ordered(series.chunks), None)
     if found != (info.shape, info.dtype, info.chunks, info.shards):
         raise _changed(found, file)
-    return Volume(info, _tiff_array(series), file)
+    return Volume(info, _tiff_array(series), file, token=token)
 
 
 def _changed(found: object, where: Location) -> ReadError:
@@ -231,7 +275,7 @@ def _open_tiff(file: Path, *, image: str | None, level: int, axes: str | None, d
 
 
 def _tiff_array(series: TiffSeries) -> zarr.Array[Any]:
-    return zarr.Array.from_dict(StorePath(series.store), dict(series.document))
+    return zarr.Array.from_dict(StorePath(TiffChunkStore(series.store)), dict(series.document))
 
 
 def _open_array(root: Location, node: Node, *, level: int, axes: str | None, dtypes: Collection[str]) -> Volume:
@@ -338,30 +382,36 @@ def _make(
 
 
 def _zarr_array(metadata: ArrayMetadata) -> zarr.Array[Any]:
-    store = _chunk_store(metadata.file)
+    store = _chunk_store(metadata.file, most_bytes=most_file_bytes(metadata))
     try:
         return zarr.Array.from_dict(store, guarded_document(metadata))
     except Exception as error:  # what zarr itself refuses, it refuses with many types
         raise UnsupportedMetadataError(
-            f"zarr cannot open the array: {error}",
+            f"zarr cannot open the array: {shorten(str(error))}",
             f"in {metadata.file}",
             fix="write the array again with a current Zarr library",
         ) from error
 
 
-def _chunk_store(file: Location) -> StorePath:
+def _chunk_store(file: Location, *, most_bytes: int) -> StorePath:
     if isinstance(file, Path):
-        return StorePath(ChunkStore(file.parent, read_only=True))
-    return StorePath(RemoteChunkStore(open_store(file.base), read_only=True, document=file.key), file.parent.key)
+        return StorePath(ChunkStore(file.parent, most_bytes=most_bytes))
+    store = RemoteChunkStore(open_store(file.base), document=file.key, most_bytes=most_bytes)
+    return StorePath(store, file.parent.key)
 
 
-def _reopen(info: VolumeInfo) -> Volume:
+def _reopen(info: VolumeInfo, token: str) -> Volume:
     if info.container == "tiff":
-        return _reopen_tiff(info)
+        return _reopen_tiff(info, token)
     directory = as_location(info.path) / info.array_path
     node = read_node(directory)
     metadata = check_array(node, dtypes=ITEM_BYTES) if node is not None and node.kind == "array" else None
     found = None if metadata is None else (metadata.shape, metadata.dtype, metadata.chunks, metadata.shards)
+    if metadata is not None and info.grows:
+        axis = info.axes.index(info.grows)
+        if metadata.shape[axis] > info.shape[axis]:
+            shape = (*metadata.shape[:axis], info.shape[axis], *metadata.shape[axis + 1 :])
+            found = (shape, metadata.dtype, metadata.chunks, metadata.shards)
     if metadata is None or found != (info.shape, info.dtype, info.chunks, info.shards):
         raise _changed(found, directory)
-    return Volume(info, _zarr_array(metadata), metadata.file)
+    return Volume(info, _zarr_array(metadata), metadata.file, token=token)

@@ -33,6 +33,8 @@ class VolumeInfo:
 
     In a TIFF file, `path` is the file, `series` one of its images, `stored_axes` the axes in the file's order; its
     `zarr_format` is that of the view it is read through.
+
+    `grows` is the axis along which a volume that is still being written may be longer than `shape` says by now.
     """
 
     path: str
@@ -56,6 +58,7 @@ class VolumeInfo:
     container: Container = "zarr"
     series: int = 0
     stored_axes: str = ""
+    grows: str = ""
 
 
 def describe_info(info: VolumeInfo) -> dict[str, Any]:

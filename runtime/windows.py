@@ -31,6 +31,18 @@ class WindowPlan:
     index: tuple[int, ...] | None
 
 
+def needed_window(geometry: Geometry, region: Interval) -> Interval:
+    """Return what the pixels of a region depend on, along an axis; it may leave the volume.
+
+    >>> from unet_deploy.geometry import UnetGeometry
+    >>> needed_window(UnetGeometry(4), Interval(512, 1000))
+    Interval(start=420, stop=1104)
+    """
+    first = region.start // geometry.divisor * geometry.divisor
+    last = -(-region.stop // geometry.divisor) * geometry.divisor
+    return Interval(first - geometry.context, last + geometry.context + geometry.surplus)
+
+
 def plan_window(geometry: Geometry, tiles: Sequence[AxisTile], extent: int) -> WindowPlan:
     """Plan the window that covers `tiles`, along an axis of `extent` pixels.
 
@@ -42,9 +54,7 @@ def plan_window(geometry: Geometry, tiles: Sequence[AxisTile], extent: int) -> W
     (Interval(start=-8, stop=18), Interval(start=0, stop=10), (8, 7, 6, 5, 4, 3, 2, 1, 0))
     """
     window = Interval(tiles[0].read.start, tiles[-1].read.stop)
-    last = tiles[-1].keep.stop
-    aligned = -(-last // geometry.divisor) * geometry.divisor
-    needed = Interval(window.start, min(aligned + geometry.context + geometry.surplus, window.stop))
+    needed = needed_window(geometry, Interval(tiles[0].keep.start, tiles[-1].keep.stop))
     source = mirrored_source(needed, extent)
     if needed == window == source:
         return WindowPlan(window, source, None)

@@ -71,6 +71,12 @@ class _EngineCache:
             if request.factory is None:  # the next run chooses anew
                 self.settled.pop(_key(replace(request, engine=None)), None)
 
+    def drop_all(self, artifact: Artifact) -> None:
+        with self.lock:
+            for known in (self.engines, self.settled):
+                for key in [key for key in known if key[0] == artifact.sha256]:
+                    known.pop(key)
+
 
 _CACHE = _EngineCache()
 
@@ -91,6 +97,11 @@ def settle_engine(request: EngineRequest) -> tuple[EngineRequest, EngineDescript
 def drop_engine(request: EngineRequest) -> None:
     """Let go of this process's engine for the request."""
     _CACHE.drop(request)
+
+
+def drop_engines(artifact: Artifact) -> None:
+    """Let go of all of this process's engines for a model."""
+    _CACHE.drop_all(artifact)
 
 
 def _key(request: EngineRequest) -> Key:

@@ -4,6 +4,7 @@
 2. One batch runs at a time, so that memory is that of one batch, however many threads prepare and write.
 3. The card's test tensor is replayed when the engine is opened, and again from raw pixels where those are to be used.
 4. However an engine says that memory ran out, it becomes a `DeviceMemoryError` here; `ladder` remembers what held.
+5. `answers` are what it said of constant tiles; they go when it is closed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from unet_deploy.runtime.engines.base import (
     RawBatch,
     Verdict,
 )
+from unet_deploy.runtime.engines.constant_tiles import ConstantAnswers
 from unet_deploy.runtime.engines.memory import Ladder, is_out_of_memory
 from unet_deploy.runtime.normalise import normaliser_of_image, to_labels, to_probabilities
 from unet_deploy.runtime.tolerances import TOLERANCES
@@ -54,6 +56,8 @@ class CheckedEngine:
         self.classes = card.network.classes
         self.geometry: Geometry = card.geometry
         self.ladder = Ladder()
+        self.answers = ConstantAnswers()
+        self.passes = 1
         self.choice: tuple[Verdict, ...] = ()
         """How this engine came to be chosen; set by `open_engine`."""
         self.test_difference = 0.0
@@ -167,6 +171,7 @@ class CheckedEngine:
         """Free everything; may be called twice."""
         if self._is_open:
             self._is_open = False
+            self.answers.clear()
             self._engine.close()
 
     def describe(self) -> EngineDescription:

@@ -7,6 +7,7 @@
    then says whether a pixel that is kept is meant.
 4. `choose_runner` takes the second where the engine offers it. Its input is value · gain + offset in float32, which
    loses what `MAX_OFFSET` bounds; a volume of tiny contrast on a high pedestal is normalised on the host.
+5. `answer_constant_tiles` comes before either: tiles of one grey value never join a batch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_deploy.runtime.engines.base import Batch, ByteForm
+from unet_deploy.runtime.engines.constant_tiles import Answer, AnswerKey, constant_values
 from unet_deploy.runtime.engines.symmetries import TileEngine
 from unet_deploy.runtime.layout import Kind
 from unet_deploy.runtime.normalise import Normaliser, is_finite, to_labels, to_probabilities
@@ -42,6 +44,13 @@ class TileWork:
     crop: tuple[slice, slice]
     labels: Bytes | None
     probabilities: Bytes | None
+
+    def write(self, labels: Bytes | None, probabilities: Bytes | None) -> None:
+        """Put what is kept of a whole tile's labels (y, x) and probabilities (classes, y, x) into its place."""
+        if self.labels is not None and labels is not None:
+            self.labels[:] = labels[self.crop]
+        if self.probabilities is not None and probabilities is not None:
+            self.probabilities[:] = probabilities[:, *self.crop]
 
 
 class Runner(Protocol):
@@ -106,10 +115,10 @@ class ByteRunner:
                 if not np.isfinite(result.checksum[i]):
                     suspect.append(work)
                     continue
-                if work.labels is not None and result.labels is not None:
-                    work.labels[:] = result.labels[i][work.crop]
-                if work.probabilities is not None and result.probabilities is not None:
-                    work.probabilities[:] = result.probabilities[i][:, *work.crop]
+                work.write(
+                    None if result.labels is None else result.labels[i],
+                    None if result.probabilities is None else result.probabilities[i],
+                )
         assert not sent
         yield from HostRunner(self._engine, self._normaliser).run([work] for work in suspect)
 
@@ -133,3 +142,63 @@ def choose_runner(engine: TileEngine, normaliser: Normaliser, *, dtype: str, kin
     if np.abs(offset).max() <= MAX_OFFSET and engine.open_bytes(form):
         return ByteRunner(engine, normaliser, form)
     return HostRunner(engine, normaliser)
+
+
+def answer_constant_tiles(
+    works: Iterable[TileWork],
+    *,
+    engine: TileEngine,
+    normaliser: Normaliser,
+    kinds: Sequence[Kind],
+    runner: Runner | None = None,
+) -> list[TileWork]:
+    """Write the results of constant tiles from the engine's answers; return the other tiles, in order.
+
+    Parameters
+    ----------
+    works
+        Tiles of one shape and dtype.
+    engine, normaliser, kinds
+        What is to be known of them, and by what.
+    runner
+        What `choose_runner` gave for these. A tile whose answer is not known yet is sent through it, alone; without a
+        runner it is left, and the engine is not touched.
+
+    Returns
+    -------
+    list of TileWork
+        Those that are not constant, those whose answer holds no numbers, and, without a runner, is not known.
+    """
+    left: list[TileWork] = []
+    for work in works:
+        values = constant_values(work.raw)
+        answer: Answer | None = None
+        if values is not None:
+            key = AnswerKey(
+                shape=work.raw.shape,
+                dtype=work.raw.dtype.str,
+                values=values,
+                normaliser=normaliser,
+                kinds=tuple(kinds),
+                passes=engine.passes,
+            )
+            answer = engine.answers.find(key)
+            if answer is None and runner is not None:
+                answer = _ask(work.raw, engine, kinds, runner)
+                engine.answers.keep(key, answer)
+        if answer is None or not answer.is_number:
+            left.append(work)
+        else:
+            work.write(answer.labels, answer.probabilities)
+    return left
+
+
+def _ask(raw: npt.NDArray[Any], engine: TileEngine, kinds: Sequence[Kind], runner: Runner) -> Answer:
+    """Return what the network says of a whole tile, sent alone."""
+    y, x = (engine.geometry.output_side(side) for side in raw.shape[1:])
+    labels = np.empty((y, x), np.uint8) if "labels" in kinds else None
+    probabilities = np.empty((engine.classes, y, x), np.uint8) if "probabilities" in kinds else None
+    whole = TileWork(z=0, raw=raw, crop=(slice(y), slice(x)), labels=labels, probabilities=probabilities)
+    if list(runner.run([[whole]])):
+        return Answer(labels=None, probabilities=None, is_number=False)
+    return Answer(labels=labels, probabilities=probabilities)

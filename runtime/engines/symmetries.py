@@ -32,15 +32,21 @@ import numpy as np
 from unet_deploy.geometry import Geometry
 from unet_deploy.runtime.cost import TTA_PASSES
 from unet_deploy.runtime.engines.base import Batch, ByteForm, ByteResult, EngineDescription, RawBatch
+from unet_deploy.runtime.engines.constant_tiles import ConstantAnswers
 from unet_deploy.runtime.engines.memory import Ladder
 
 
 class TileEngine(Protocol):
-    """What turns tiles into logits: a `CheckedEngine`, or one averaged over symmetries. `ladder` is its memory's."""
+    """What turns tiles into logits: a `CheckedEngine`, or one averaged over symmetries.
+
+    `ladder` is its memory's, `answers` what it said of constant tiles, and `passes` how often the network runs for one.
+    """
 
     classes: int
     geometry: Geometry
     ladder: Ladder
+    answers: ConstantAnswers
+    passes: int
 
     def infer(self, batch: Batch) -> Batch:
         """Return logits (n, classes, y - 2·context, x - 2·context) for float32 (n, c, y, x)."""
@@ -114,6 +120,8 @@ class SymmetricEngine:
         self.classes = engine.classes
         self.geometry = engine.geometry
         self.ladder = engine.ladder  # one copy runs at a time: what holds the plain network holds this
+        self.answers = engine.answers  # told apart by the passes
+        self.passes = TTA_PASSES
 
     def infer(self, batch: Batch) -> Batch:
         """Return the mean logits of a batch of tiles, as `CheckedEngine.infer` does the plain ones."""

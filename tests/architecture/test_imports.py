@@ -70,6 +70,7 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
             "unet_deploy.runtime.volume",  # opens what is read
             "unet_deploy.runtime.output",  # creates what is written
             "unet_deploy.runtime._chunk_guard",  # stands between a chunk and its decoder
+            "unet_deploy.runtime._chunk_store",  # and between a file and its chunk
             "unet_deploy.runtime._remote_store",  # and between a server and its chunks
             "unet_deploy.runtime._instance_output",  # creates and writes the ids of objects
             "unet_deploy.cli.demo",  # makes a volume to segment
@@ -86,9 +87,16 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
         ),
         "codecs are where untrusted bytes are inflated",
     ),
+    "pyarrow": (("unet_deploy.runtime.block_table",), "writes Parquet; comes with the extra 'parquet'"),
     "yaml": (("unet_deploy.exporters.foreign_files",), "reads a bioimage.io description; comes with dask"),
-    "dask": (("unet_deploy.runtime.scheduling", "unet_deploy.runtime.dask_array"), "blocks are scheduled in one place"),
-    "distributed": (("unet_deploy.runtime.scheduling",), "blocks are scheduled in one place"),
+    "dask": (
+        ("unet_deploy.runtime.dask_client", "unet_deploy.runtime.dask_array"),
+        "blocks are scheduled in one place",
+    ),
+    "distributed": (
+        ("unet_deploy.runtime.scheduling", "unet_deploy.runtime.dask_client"),
+        "blocks are scheduled in one place",
+    ),
     "typer": (("unet_deploy.cli*",), "the library knows no command line"),
     "rich": (("unet_deploy.cli*",), "the library prints nothing"),
 }
@@ -202,7 +210,7 @@ def test_a_planted_violation_is_caught(name: str, text: str, problem: str) -> No
         ("unet_deploy.__main__", "from unet_deploy.cli import main"),
         ("unet_deploy.exporters.parity", "import torch\nimport unet_deploy.runtime\nimport unet_deploy.training"),
         ("unet_deploy.runtime.engines.onnxruntime_cpu", "import onnxruntime"),
-        ("unet_deploy.runtime.scheduling", "import json, dask\nfrom distributed import Client"),
+        ("unet_deploy.runtime.dask_client", "import json, dask\nfrom distributed import Client"),
         ("unet_deploy.runtime.plan", "import unet_deploy\nfrom unet_deploy.geometry import Geometry"),
     ],
 )

@@ -88,8 +88,8 @@ def test_the_fields_of_a_plate_are_named_by_well(tmp_path: Path, version: Versio
         open_volume(plate)
     assert caught.value.details == ("found 4 images:", "A/1/0", "A/1/1", "A/2/0", "A/2/1")
     assert caught.value.fix == (
-        f"give the path of one: unet-deploy segment {plate / 'A' / '1' / '0'} "
-        "(in Python: open_volume(..., image='A/1/0'))"
+        "name one: --image A/1/0, or, where a command has no --image, give its path: "
+        f"{plate / 'A' / '1' / '0'} (in Python: image='A/1/0')"
     )
 
 

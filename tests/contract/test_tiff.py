@@ -189,7 +189,7 @@ def test_several_images_are_chosen_by_number_or_name(tmp_path: Path) -> None:
         assert (read_all(pickle.loads(pickle.dumps(volume))) == 1).all()
     with pytest.raises(SeveralImagesError, match=r"found 2 images:\n  0 \(left\)\n  1 \(right\)") as caught:
         open_volume(path)
-    assert caught.value.fix == "name one: open_volume(..., image='0')"
+    assert caught.value.fix == "name one: --image 0 (in Python: image='0')"
     with pytest.raises(UnknownNameError, match="holds no image called 'righ'"):
         open_volume(path, image="righ")
 

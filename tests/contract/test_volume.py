@@ -392,7 +392,8 @@ def test_a_bioformats2raw_series_must_be_chosen_unless_there_is_one(tmp_path: Pa
     with pytest.raises(SeveralImagesError, match="holds several images, one was expected") as caught:
         open_volume(store)
     assert caught.value.details == ("found 2 images:", "0 (test)", "1 (test)")
-    assert caught.value.fix.startswith(f"give the path of one: unet-deploy segment {store / '0'} ")
+    assert caught.value.fix.startswith("name one: --image 0, or, where a command has no --image, give its path: ")
+    assert caught.value.fix.endswith(f": {store / '0'} (in Python: image='0')")
 
 
 def test_a_plates_images_are_listed(tmp_path: Path) -> None:
@@ -411,7 +412,7 @@ def test_several_multiscales_in_one_group_must_be_chosen_by_array(tmp_path: Path
     edit_document(path / ".zattrs", multiscales=attributes["multiscales"] * 2)
     with pytest.raises(SeveralImagesError, match="the group declares 2 images") as caught:
         open_volume(path)
-    assert f"unet-deploy segment {path / '0'} (in Python: open_volume(..., image='0'))" in caught.value.fix
+    assert caught.value.fix.endswith(f"give its path: {path / '0'} (in Python: image='0')")
 
 
 # Metadata that is refused before zarr sees it.

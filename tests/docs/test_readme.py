@@ -1,4 +1,4 @@
-"""What README.md shows can be typed: its commands parse, its examples run, its links lead somewhere."""
+"""What README.md and the pages of docs/ show can be typed: commands parse, examples run, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ from tests.tiny import make_pixels, write_image
 
 Cli = Callable[..., Outcome]
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    page.name: page.read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if page.name != "experiments.md"  # a diary: what was tried, with commands of its day
+}
+README = PAGES["README.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 MAX_LINES = 40
 
 
 def blocks(language: str) -> list[str]:
-    """Return the contents of all fenced blocks of a language."""
-    return [match[2] for match in FENCE.finditer(README) if match[1] == language]
+    """Return the contents of all fenced blocks of a language, on all pages."""
+    return [match[2] for page in PAGES.values() for match in FENCE.finditer(page) if match[1] == language]
 
 
 def commands() -> list[list[str]]:
@@ -60,8 +65,9 @@ def flags_of(verb: str) -> frozenset[str]:
 def test_there_is_something_to_test() -> None:
     verbs = {words[0] for words in COMMANDS}
     assert {"train", "export", "segment", "demo"} <= verbs
-    assert len(EXAMPLES) >= 1
-    assert FENCE.sub("", README).count("```") == 0  # every fence was seen
+    assert len(EXAMPLES) >= 4
+    assert {"README.md", "pipelines.md", "cluster.md", "inputs.md"} <= PAGES.keys()
+    assert all(FENCE.sub("", page).count("```") == 0 for page in PAGES.values())  # every fence was seen
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -83,11 +89,11 @@ def test_the_test_command_is_marked() -> None:
     assert any("pytest" in line for line in lines)
 
 
-def test_inline_flags_exist() -> None:
+@pytest.mark.parametrize("page", sorted({"README.md", "pipelines.md", "inputs.md"}))
+def test_inline_flags_exist(page: str) -> None:
     """Flags named in the text, outside blocks."""
-    named = {
-        flag for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", README)) for flag in re.findall(r"--[a-z-]+", code)
-    }
+    text = FENCE.sub("", PAGES[page])
+    named = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"--[a-z-]+", code)}
     known = frozenset[str]().union(
         *(flags_of(verb) for verb in ("train", "export", "adopt", "segment", "plan", "evaluate", "inspect", "demo"))
     )
@@ -95,21 +101,22 @@ def test_inline_flags_exist() -> None:
     assert sorted(named - known) == []
 
 
-@pytest.mark.parametrize("target", sorted(set(LINK.findall(README))))
-def test_a_link_inside_the_repository_leads_somewhere(target: str) -> None:
+@pytest.mark.parametrize(("page", "target"), sorted({(p, t) for p, text in PAGES.items() for t in LINK.findall(text)}))
+def test_a_link_inside_the_repository_leads_somewhere(page: str, target: str) -> None:
+    folder = ROOT if page == "README.md" else ROOT / "docs"
     if not re.match(r"[a-z]+:", target):
-        assert (ROOT / target.partition("#")[0]).exists()
+        assert (folder / target.partition("#")[0]).exists()
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[str(i) for i in range(len(EXAMPLES))])
 def test_an_example_runs(example: str, tmp_path: Path, tiny_model: Path) -> None:
     """Beside a small volume of the name it uses, with a tiny network where it leaves the model to the program."""
     assert example.count("\n") <= MAX_LINES
-    names = set(re.findall(r"[\"']([\w.-]+\.zarr)(?:/0)?[\"']", example))
+    names = set(re.findall(r"[\"']([\w.*-]+\.zarr)(?:/0)?[\"']", example))
     inputs = {name for name in names if "segmentation" not in name}
     assert inputs, "the example reads no volume"
     for name in inputs:
-        write_image(tmp_path / name, make_pixels((2, 100, 90)))
+        write_image(tmp_path / name.replace("*", ".ome"), make_pixels((2, 100, 90)))
     shutil.copy(tiny_model, tmp_path / "model.onnx")
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
     done = subprocess.run(
@@ -119,4 +126,4 @@ def test_an_example_runs(example: str, tmp_path: Path, tiny_model: Path) -> None
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-    assert re.findall(r"@@\w+@@|\bTODO\b|\bXXX\b", README) == []
+    assert [re.findall(r"@@\w+@@|\bTODO\b|\bXXX\b", page) for page in PAGES.values()] == [[]] * len(PAGES)

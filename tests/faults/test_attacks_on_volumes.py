@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from unet_deploy.errors import (
     OutputPathError,
     ReadError,
     UnboundedMetadataError,
+    UnsupportedAxesError,
     UnsupportedCodecError,
     UnsupportedDtypeError,
     UnsupportedMetadataError,
@@ -96,6 +98,18 @@ def grid(*chunk: int) -> Document:
     return {"name": "regular", "configuration": {"chunk_shape": chunk}}
 
 
+def write_filtered(folder: Path, *, name: str) -> Path:
+    """Write an array that wants a filter of numcodecs."""
+    return write_v2(folder, filters=[{"id": name}])
+
+
+def sharding(inner: list[Document], *, index: list[Document] | None = None) -> Document:
+    """Return the codec of shards of one chunk."""
+    index = index or [{"name": "bytes", "configuration": {"endian": "little"}}]
+    configuration = {"chunk_shape": [1, SIDE, SIDE], "codecs": inner, "index_codecs": index}
+    return {"name": "sharding_indexed", "configuration": configuration}
+
+
 def write_ome(folder: Path, path: str) -> Path:
     """Write an image whose array is said to lie at `path`."""
     write_image(folder, make_pixels((1, SIDE, SIDE)))
@@ -114,6 +128,74 @@ METADATA: dict[str, tuple[Callable[[Path], Path], type[InputDataError], str]] = 
         lambda p: write_v3(p, codecs=[BYTES, {"name": "com.example.run", "configuration": {}}]),
         UnsupportedCodecError,
         "'com.example.run' came",
+    ),
+    "bz2": (lambda p: write_v2(p, compressor={"id": "bz2", "level": 1}), UnsupportedCodecError, "codec 'bz2' came"),
+    "lzma": (lambda p: write_v2(p, compressor={"id": "lzma"}), UnsupportedCodecError, "codec 'lzma' came"),
+    "bz2-v3": (
+        lambda p: write_v3(p, codecs=[BYTES, {"name": "numcodecs.bz2", "configuration": {"level": 1}}]),
+        UnsupportedCodecError,
+        "codec 'numcodecs.bz2' came, one of blosc, bytes, crc32c, gzip, sharding_indexed, transpose, zstd was",
+    ),
+    **{
+        f"filter-{name}": (
+            partial(write_filtered, name=name),
+            UnsupportedCodecError,
+            f"codec '{name}' came, no filter was expected",
+        )
+        for name in ("delta", "fixedscaleoffset", "vlen-utf8", "vlen-bytes", "json2", "msgpack2", "categorize", "zfpy")
+    },
+    "delta-v3": (
+        lambda p: write_v3(p, codecs=[{"name": "numcodecs.delta"}, BYTES]),
+        UnsupportedCodecError,
+        "codec 'numcodecs.delta' came",
+    ),
+    "vlen-v3": (
+        lambda p: write_v3(p, codecs=[{"name": "vlen-bytes", "configuration": {}}]),
+        UnsupportedCodecError,
+        "codec 'vlen-bytes' came",
+    ),
+    "shards-in-shards": (
+        lambda p: write_v3(p, codecs=[sharding([sharding([BYTES])])]),
+        UnsupportedCodecError,
+        "codec 'sharding_indexed' came, one of blosc, bytes, crc32c, gzip, transpose, zstd was expected",
+    ),
+    "compressed-index": (
+        lambda p: write_v3(p, codecs=[sharding([BYTES], index=[BYTES, {"name": "gzip", "configuration": {}}])]),
+        UnsupportedCodecError,
+        "codec 'gzip' came, one of bytes, crc32c was expected",
+    ),
+    "strings": (lambda p: write_v3(p, data_type="string"), UnsupportedDtypeError, "data type 'string' came"),
+    "bytes-of-any-length": (
+        lambda p: write_v3(p, data_type="variable_length_bytes"),
+        UnsupportedDtypeError,
+        "data type 'variable_length_bytes' came",
+    ),
+    "long-strings": (lambda p: write_v2(p, dtype="|S100000000"), UnsupportedDtypeError, "data type '|S1+0+' came"),
+    "dates": (lambda p: write_v2(p, dtype="<M8[ns]"), UnsupportedDtypeError, "data type '<M8.ns.' came"),
+    "separator": (
+        lambda p: write_v2(p, dimension_separator="/../../"),
+        UnsupportedMetadataError,
+        "zarr cannot open the array: .*separator",
+    ),
+    "separator-v3": (
+        lambda p: write_v3(p, chunk_key_encoding={"name": "default", "configuration": {"separator": "/../"}}),
+        UnsupportedMetadataError,
+        "zarr cannot open the array: .*separator",
+    ),
+    "names-of-a-plugin": (
+        lambda p: write_v3(p, chunk_key_encoding={"name": "com.example.names", "configuration": {}}),
+        UnsupportedMetadataError,
+        "zarr cannot open the array: .*com.example.names",
+    ),
+    "long-fill-value": (
+        lambda p: write_v3(p, fill_value="f" * 2**20),
+        UnsupportedMetadataError,
+        r"zarr cannot open the array: .{290,297}\.\.\.\n",
+    ),
+    "many-axes": (
+        lambda p: write_v3(p, shape=[1] * 10**5),
+        UnsupportedAxesError,
+        "2 to 5 axes",
     ),
     "objects": (lambda p: write_v2(p, dtype="|O"), UnsupportedDtypeError, r"data type '\|O' came"),
     "records": (lambda p: write_v2(p, dtype=[["a", "<u1"]]), UnsupportedDtypeError, "data type .* came"),
@@ -291,6 +373,78 @@ def test_a_chunk_that_inflates_is_refused(name: str, kind: str, tmp_path: Path) 
     assert "copy the volume again" in caught.value.fix
 
 
+@pytest.mark.parametrize("kind", ["v2", "v3", "shard"])
+def test_a_sparse_file_in_a_chunks_place_is_not_read(kind: str, tmp_path: Path) -> None:
+    """It costs whoever sends it nothing."""
+    pixels = make_pixels((1, SIDE, SIDE))
+    path = mount(tmp_path / "v.zarr", "zstd", kind, bytes(V2["zstd"].encode(pixels.tobytes())))
+    make_sparse(path)
+    with pytest.raises(ReadError, match=r"0: 17,179,869,184 bytes would be read, at most 1,057,792 were expected"):
+        read(open_volume(path))
+
+
+def make_sparse(path: Path, size: int = 2**34) -> None:
+    """Make an array's only chunk (or shard) a file that is empty for long."""
+    (place,) = (file for file in path.rglob("0*") if file.is_file())
+    with place.open("r+b") as stream:
+        try:
+            stream.truncate(size)
+        except OSError:
+            pytest.skip("the file system has no sparse files of this size")
+
+
+OFFSETS = {
+    "behind-the-end": (2**40, 4096, "is cut short: 0 bytes came, 4096 were expected"),
+    "long": (0, 2**40, "1,099,511,627,776 bytes would be read, at most 1,060,864 were expected"),
+    "wrapping": (2**64 - 2, 4096, "cannot be read"),
+    "wrapping-length": (16, 2**64 - 2, "cannot be read"),
+    "into-the-index": (8, 4096, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", OFFSETS)
+@pytest.mark.parametrize("side", [SIDE, SIDE // 2], ids=["all-of-it", "a-part"])
+def test_a_shards_index_that_lies(name: str, side: int, tmp_path: Path) -> None:
+    """Whether the shard is read whole or by its parts."""
+    offset, length, words = OFFSETS[name]
+    path = tmp_path / "v.zarr"
+    half = SIDE // 2
+    codec = ShardingCodec(chunk_shape=(1, half, half), codecs=[BytesCodec(), ZstdCodec()], index_codecs=[BytesCodec()])
+    zarr.create_array(
+        path, shape=(1, SIDE, SIDE), chunks=(1, SIDE, SIDE), dtype="uint8", serializer=codec, compressors=None
+    )[...] = make_pixels((1, SIDE, SIDE))
+    shard = path / "c" / "0" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[-64:-48] = np.array([offset, length], "<u8").tobytes()
+    shard.write_bytes(data)
+    with pytest.raises(ReadError, match=words if side < SIDE else "cannot be read"):
+        open_volume(path).read(z=Interval(0, 1), y=Interval(0, side), x=Interval(0, side))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = mount(tmp_path / "v.zarr", "zstd", "v3", bomb("zstd"))
+    chunk = path / "c" / "0" / "0" / "0"
+    volume = open_volume(path)
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(ReadError, match="c/0/0/0 is there, but is no file"):
+        read(volume)
+    (path / "zarr.json").unlink()
+    os.mkfifo(path / "zarr.json")
+    with pytest.raises(ReadError, match=r"the metadata cannot be read\n.*zarr\.json\n.*it is no regular file"):
+        open_volume(path)
+
+
+def test_a_blosc_header_does_not_say_how_much_memory_is_taken(tmp_path: Path) -> None:
+    """Its third number is the size of a block, for which decoders take memory of their own."""
+    chunk = bytearray(numcodecs.Blosc("zstd", 9).encode(make_pixels((1, SIDE, SIDE)).tobytes()))
+    chunk[8:12] = (2**31 - 1).to_bytes(4, "little")
+    path = mount(tmp_path / "v.zarr", "blosc", "v3", bytes(chunk))
+    with pytest.raises(ReadError, match="cannot be read"):
+        read(open_volume(path))
+
+
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_an_honest_chunk_of_the_same_kind_is_read(name: str, kind: str, tmp_path: Path) -> None:
     """Or the test above would prove nothing."""
@@ -323,12 +477,15 @@ def test_no_bomb_takes_memory(tmp_path: Path) -> None:
     pytest.importorskip("resource", reason="Windows does not say how large a process was")
     honest = mount(tmp_path / "honest", "gzip", "v3", gzip.compress(bytes(SIDE * SIDE)))
     paths = [mount(tmp_path / f"{name}-{kind}", BOMBS[name][0], kind, bomb(name)) for name, kind in KINDS]
+    for kind in ("v2", "v3", "shard"):
+        paths.append(mount(tmp_path / f"sparse-{kind}", "zstd", kind, bomb("zstd")))
+        make_sparse(paths[-1])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, honest, *paths], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
     errors, grown = json.loads(done.stdout)
-    assert errors == ["ReadError"] * len(KINDS)
+    assert errors == ["ReadError"] * len(paths)
     assert grown < MEMORY
 
 

@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from tests.labelled import CLASSES, Labels, read_ids, whole, write_labels
-from unet_deploy.runtime.instances import (
+from unet_deploy.runtime._instance_passes import (
     InstanceJob,
-    InstanceRule,
     join_task,
     label_task,
     merge_blocks,
-    number_instances,
+    number_pairs,
     prepare_instances,
+    starts_of,
     write_task,
 )
+from unet_deploy.runtime.instances import InstanceRule, number_instances
+from unet_deploy.runtime.plan import WriteGrid
 from unet_deploy.runtime.scheduling import connect
 
 
@@ -38,9 +40,12 @@ def client() -> Iterator[Any]:
 def run_passes(job: InstanceJob, *, orders: Any = None, table: Path | None = None) -> Any:
     n = job.grid.n_boxes
     label, join, write = orders or (range(n),) * 3
+    counts = np.zeros(n, np.int64)
     for index in label:
-        label_task(job, index)
-    result = merge_blocks(job, [join_task(job, index) for index in join], table=table)
+        counts[index] = label_task(job, index)[1]
+    starts = starts_of(counts)
+    pairs = np.concatenate([number_pairs(starts, *join_task(job, index)) for index in join])
+    result = merge_blocks(job, starts, pairs, table=table)
     for index in write:
         write_task(job, index)
     return result
@@ -138,6 +143,49 @@ def test_empty_and_full_volumes(tmp_path: Path, client: Any, fill: int, count: i
     assert (result.count, result.by_class) == (count, {"nucleus": count, "membrane": 0})
     assert (read_ids(spec) == count).all()
     assert len((tmp_path / "objects.csv").read_text().splitlines()) == 1 + count
+
+
+def serpent(shape: tuple[int, int, int, int]) -> Labels:
+    """Return one object that goes through every block of each plane, corner to corner where rows turn, and specks."""
+    labels = np.zeros(shape, np.uint8)
+    labels[..., ::6, 1:-1] = 1
+    for row in range(0, shape[2] - 6, 6):
+        end = 0 if row % 12 else -1  # a step outside the row touches it by a corner
+        labels[:, :, row + 1 : row + 6, end] = 1
+    labels[:, :, 3::6, 5:-5:7] = 1
+    labels[:, 1::2] = np.roll(labels[:, 1::2], 2, axis=2)
+    return labels
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("neighbours", ["face", "full"])
+@pytest.mark.parametrize(
+    ("shard", "zarr_format"), [((2, 16, 24), 3), (None, 3), (None, 2)], ids=["shards", "chunks", "v2"]
+)
+def test_scipy_finds_the_same_in_the_whole_volume(
+    tmp_path: Path, client: Any, shard: tuple[int, int, int] | None, zarr_format: int, neighbours: Any, dimensions: Any
+) -> None:
+    labels = serpent((2, 5, 75, 101))  # no side is whole blocks
+    grid = WriteGrid(chunk=(2, 8, 12), shard=shard)
+    spec = write_labels(tmp_path / "out.zarr", labels, (2, 16, 24), grid=grid, zarr_format=zarr_format)
+    rule = InstanceRule(classes=(1,), dimensions=dimensions, neighbours=neighbours)
+    result = number_instances(spec, rule, client)
+
+    reach = np.abs(np.indices((3, 3, 3, 3)) - 1)
+    touches = (reach.sum(axis=0) <= 1) if neighbours == "face" else np.ones((3,) * 4, bool)
+    through = touches & (reach[0] == 0) & ((reach[1] == 0) | (dimensions == 3))
+    expected, count = ndimage.label(labels, structure=through)
+    came = read_ids(spec)
+    assert result.count == count
+    assert np.array_equal(came > 0, expected > 0)
+    pairs = np.unique(np.stack([came[expected > 0], expected[expected > 0].astype(np.uint32)]), axis=1)
+    assert pairs.shape[1] == count  # the same up to renumbering: each of ours is one of scipy's
+    assert np.array_equal(pairs[0], np.arange(1, count + 1))  # and dense
+    first = [int(np.argmax(came.reshape(-1) == i)) for i in range(1, 1 + min(count, 40))]
+    assert first == sorted(first)
+    largest = came == np.bincount(came[came > 0]).argmax()
+    blocks = {tuple(place // np.array([1, 2, 16, 24])) for place in np.argwhere(largest)}
+    assert len(blocks) >= 5  # no test of joining otherwise
 
 
 def test_more_objects_than_16_bits_hold(tmp_path: Path, client: Any) -> None:

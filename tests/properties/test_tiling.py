@@ -92,7 +92,7 @@ def test_any_plan_gives_the_one_pass_result(
             window, block, engine=engine, normaliser=RAW, kinds=("labels", "probabilities"), batch=plan.batch
         )
         place = block.z.slice, block.y.slice, block.x.slice
-        labels[place], probabilities[:, *place] = found  # type: ignore[assignment]
+        labels[place], probabilities[:, *place] = found.labels, found.probabilities  # type: ignore[assignment]
         times_written[place] += 1
     assert (times_written == 1).all()
     assert fake.streamed == (fake.calls if takes_bytes else 0)  # that way, and no other

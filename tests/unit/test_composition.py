@@ -246,7 +246,7 @@ def test_a_nan_that_no_kept_pixel_sees_is_no_failure(tmp_path: Path, tiny_artifa
     expected = segment_window(window, block, engine=engine, normaliser=normaliser, kinds=("labels",), batch=1)
     window[..., -1, -1] = np.nan
     came = segment_window(window, block, engine=engine, normaliser=normaliser, kinds=("labels",), batch=1)
-    np.testing.assert_array_equal(came[0], expected[0])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(came.labels, expected.labels)  # type: ignore[arg-type]
 
 
 def test_tiny_contrast_on_a_high_pedestal_is_normalised_on_the_host(tmp_path: Path, tiny_artifact: Artifact) -> None:

@@ -17,11 +17,13 @@ from tests.tiny import write_image
 from unet_deploy.card import Histogram, ModelCard
 from unet_deploy.errors import ValueRangeError
 from unet_deploy.runtime import load_artifact, open_volume
+from unet_deploy.runtime._grey_drift import FEWEST_VALUES
 from unet_deploy.runtime.drift import (
     Finding,
     VolumeFacts,
     check_drift,
     compare_with_training,
+    describe_findings,
     facts_of,
     require_no_drift,
 )
@@ -228,15 +230,15 @@ def test_pixels_of_another_size(fixed: ModelCard) -> None:
 
     def of(size: Any, *levels: Any) -> tuple[Finding, ...]:
         return compare_with_training(
-            card, VolumeFacts(dtype="uint8", pixel_size_nm=size, level_sizes_nm=levels), counts
+            card, VolumeFacts(dtype="uint8", pixel_size_nm=size, level_sizes_nm=dict(enumerate(levels))), counts
         )
 
-    assert of(None) == of((4.0, 4.0)) == of((5.9, 2.8)) == ()
+    assert of(None) == of((4.0, 4.0)) == of((5.9, 2.8)) == of((6.0, 4.0)) == ()
     (finding,) = of((8.0, 8.0))
     assert finding.code == "pixel-size"
-    assert finding.text == "pixels are 8 × 8 nm (y × x), the model was trained at 4 × 4 nm: a factor of 2.0"
-    assert finding.fix == "resample the volume to about 4 × 4 nm, or use a model trained at its size"
-    (finding,) = of((1.0, 1.0), (1.0, 1.0), None, (4.0, 4.0), (8.0, 8.0))
+    assert finding.text == "pixels are 8 nm, the model was trained at 4 nm: a factor of 2.0"
+    assert finding.fix == "resample the volume to about 4 nm, or use a model trained at its size"
+    (finding,) = of((1.0, 1.0), (1.0, 1.0), (2.0, 2.0), (4.0, 4.0), (8.0, 8.0))
     assert finding.fix == "--level 2"
     assert finding.numbers == {"factor": 4.0, "limit": 1.5}
     assert look(replace(card, input=replace(card.input, pixel_size_nm=None)), skewed(seed=1)) == ()
@@ -245,12 +247,11 @@ def test_pixels_of_another_size(fixed: ModelCard) -> None:
 def test_the_pixel_size_of_a_volume_is_read_in_its_units(tmp_path: Path) -> None:
     pixels = np.zeros((2, 8, 8), np.uint8)
     volume = open_volume(write_image(tmp_path / "v.zarr", pixels))
-    assert facts_of(volume.info) == VolumeFacts(dtype="uint8", pixel_size_nm=(4.0, 4.0), level_sizes_nm=((4.0, 4.0),))
+    assert facts_of(volume.info) == VolumeFacts(dtype="uint8", pixel_size_nm=(4.0, 4.0), level_sizes_nm={0: (4.0, 4.0)})
     in_um = replace(volume.info, units=(None, "micrometer", "angstrom"))
     assert facts_of(in_um).pixel_size_nm == (4000.0, 0.4)
-    assert facts_of(replace(in_um, units=("nanometer", "inch", "nanometer"))).pixel_size_nm is None
-    assert facts_of(replace(in_um, units=None)).pixel_size_nm is None
-    assert facts_of(replace(in_um, scale=None)).pixel_size_nm is None
+    unknown = facts_of(replace(in_um, units=None))
+    assert (unknown.pixel_size_nm, unknown.level_sizes_nm) == (None, {})
 
 
 def test_a_volume_is_looked_at_where_it_lies(tmp_path: Path, client: Any, fixed: ModelCard) -> None:
@@ -260,7 +261,16 @@ def test_a_volume_is_looked_at_where_it_lies(tmp_path: Path, client: Any, fixed:
     assert codes(check_drift(volume, fixed, (0,), client)) == ["inverted"]
     array[:4] = skewed().reshape(4, 100, 100)
     assert check_drift(volume, fixed, (0,), client, sample_values=None) == ()
+    assert check_drift(volume, fixed, (0,), None) == ()
     assert check_drift(volume, fixed, (0,), client, input_range=(0, 255)) == ()
+
+
+def test_of_a_sparse_volume_less_is_said(tmp_path: Path, fixed: ModelCard) -> None:
+    array: Any = zarr.create_array(tmp_path / "v.zarr", shape=(100, 100, 100), chunks=(1, 100, 100), dtype="uint8")
+    array[99] = 255 - skewed(10_000).reshape(100, 100)
+    (finding,) = check_drift(open_volume(tmp_path / "v.zarr"), fixed, (0,), None, sample_values=200_000)
+    assert finding.code == "constant"
+    assert finding.text == "all grey values looked at, 20.00% of the volume, are 0: there may be nothing to segment"
 
 
 def test_whoever_wants_it_strict_gets_an_error(fixed: ModelCard) -> None:
@@ -273,10 +283,33 @@ def test_whoever_wants_it_strict_gets_an_error(fixed: ModelCard) -> None:
         require_no_drift(two, source="brain.zarr")
     assert str(caught.value).splitlines() == [
         "brain.zarr differs in 2 ways from what the model was trained on",
-        f"  {two[0].text}",
-        "  all grey values looked at are 7: there is nothing to segment",
-        f"  fix: {two[0].fix}; or leave --strict out",
+        f"  {two[0].text} [inverted]",
+        f"    what to do: {two[0].fix}",
+        "  all grey values looked at are 7: there is nothing to segment [constant]",
+        "    what to do: check the channel, the level and the file",
+        "  fix: mend these, or leave --strict out to segment it as it is",
     ]
+    assert (caught.value.headline, *caught.value.details) == describe_findings(two, source="brain.zarr")
+
+
+def test_what_mends_two_findings_is_said_once(fixed: ModelCard) -> None:
+    found = look(fixed, skewed(seed=1, low=0, high=120))
+    assert codes(found) == ["narrow-range", "histogram"]
+    lines = describe_findings(found, source="v.zarr")
+    assert [line.split(":")[0] for line in lines[3:]] == ["  what to do"]
+    assert lines[1:3] == (f"{found[0].text} [narrow-range]", f"{found[1].text} [histogram]")
+
+
+@pytest.mark.parametrize("change", [lambda v: v, lambda v: 255 - v, lambda v: 110 + v // 4])
+def test_few_grey_values_tell_only_what_is_certain(
+    fixed: ModelCard, scaling: ModelCard, deep: ModelCard, change: Any
+) -> None:
+    pixels = change(skewed(FEWEST_VALUES - 1))
+    assert look(fixed, pixels) == look(scaling, pixels) == ()
+    assert look(fixed, pixels.astype(np.uint16), input_range=(0, 255)) == ()
+    assert codes(look(fixed, pixels.astype(np.uint16))) == codes(look(deep, pixels)) == ["dtype"]
+    assert codes(look(fixed, pixels[:1])) == ["constant"]
+    assert look(deep, pixels.astype(np.uint16)) == ()
 
 
 def test_a_finding_is_json(fixed: ModelCard) -> None:

@@ -16,6 +16,7 @@ from tests.contract.volumes import AXES, DTYPES, KINDS, make_pixels, write_array
 from unet_deploy.errors import ReadError
 from unet_deploy.runtime import open_volume
 from unet_deploy.runtime.grey_values import (
+    MOST_CHUNKS,
     PART_VALUES,
     SMALLEST_SAMPLE,
     count_grey_values,
@@ -112,8 +113,19 @@ def test_a_sample_is_of_whole_chunks_spread_over_the_volume(tmp_path: Path, clie
     assert planes == [*plan.boxes]
     assert max(np.diff(planes)) <= 5
     assert plan == plan_sampling(volume, (0,), sample_values=20 * 320 * 320)
-    assert len(plan_sampling(volume, (0,), sample_values=1).boxes) == SMALLEST_SAMPLE
+    assert len(plan_sampling(volume, (0,), sample_values=4 * 320 * 320).boxes) == SMALLEST_SAMPLE
+    assert len(plan_sampling(volume, (0,), sample_values=1).boxes) == 1  # each box is far more than was asked for
     assert len(plan_sampling(volume, (0,), sample_values=None).boxes) == 40
+
+
+def test_tiny_chunks_are_not_all_read(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "v.zarr", shape=(2000, 2000), chunks=(4, 4), dtype="uint8")
+    volume = open_volume(tmp_path / "v.zarr")
+    plan = plan_sampling(volume, (0,), sample_values=2**26)
+    n_chunks = len(plan.boxes) * -(-plan.grid.box[1] // 4) * -(-plan.grid.box[2] // 4)
+    assert 4096 < n_chunks <= MOST_CHUNKS + 1000
+    assert len(plan.boxes) >= SMALLEST_SAMPLE
+    assert len(plan_sampling(volume, (0,), sample_values=None).boxes) == plan.grid.n_boxes
 
 
 def test_places_are_in_step_with_no_grid() -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unet_deploy.errors import JournalError, OutputBusyError
+from unet_deploy.errors import JournalError, NoSpaceError, OutputBusyError
+from unet_deploy.runtime._journal_lines import record_line
 from unet_deploy.runtime.journal import (
+    STATUSES,
     BlockRecord,
     Journal,
+    Status,
     create_journal,
     journal_path,
     read_journal,
@@ -23,7 +28,7 @@ from unet_deploy.runtime.journal import (
 
 PRINT = {"model": {"sha256": "ab", "precision": "fp32"}, "tile": [572, 572], "channels": (0,)}
 RECORDS = (
-    BlockRecord(index=0, status="done", class_counts=(3, 5)),
+    BlockRecord(index=0, status="done", class_counts=(3, 5), confidence=0.9375, saturated=0.0),
     BlockRecord(index=2, status="failed", reason="ReadError: chunk 0/1\nis damaged"),
     BlockRecord(index=1, status="empty", class_counts=(8, 0)),
 )
@@ -40,10 +45,14 @@ def output(tmp_path: Path) -> Path:
 def test_what_is_written_is_read(output: Path) -> None:
     journal = read_journal(output)
     assert journal is not None
-    assert journal.records == {record.index: record for record in RECORDS}
+    assert list(journal.iter_records()) == sorted(RECORDS, key=lambda r: r.index) != list(RECORDS)
     assert journal.fingerprint == {**PRINT, "channels": [0]}
-    assert list(journal.records.values()) != sorted(RECORDS, key=lambda r: r.index)  # as they came
-    assert journal.with_status("failed") == (RECORDS[1],)
+    assert [journal.status_of(index) for index in range(5)] == ["done", "empty", "failed", None, None]
+    assert journal.status_values(5) == bytes([1, 2, 3, 0, 0])
+    assert {status: journal.count(status) for status in STATUSES} == {"done": 1, "empty": 1, "failed": 1}
+    assert journal.n_recorded == 3
+    assert journal.class_totals == (11, 5)
+    assert journal.failures() == (RECORDS[1],)
 
 
 def test_no_journal_is_none(tmp_path: Path) -> None:
@@ -52,12 +61,127 @@ def test_no_journal_is_none(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_what_is_missing(output: Path) -> None:
     with reopen_journal(output, PRINT) as journal:
-        assert list(journal.pending(5, retry_failed=False)) == [3, 4]
-        assert list(journal.pending(5, retry_failed=True)) == [2, 3, 4]
+        assert list(journal.pending(range(5), retry_failed=False)) == [3, 4]
+        assert list(journal.pending(range(5), retry_failed=True)) == [2, 3, 4]
+        assert list(journal.pending([4, None, 1, 3, None], retry_failed=False)) == [4, None, 3, None]
+        assert list(journal.pending([4, 2, 0, 1], retry_failed=False, again=True)) == [4, 2, 0, 1]
         journal.add(BlockRecord(index=2, status="done", class_counts=(1, 7)))
     with reopen_journal(output, PRINT) as journal:
-        assert journal.records[2].status == "done"  # the last word
-        assert list(journal.pending(5, retry_failed=True)) == [3, 4]
+        assert journal.status_of(2) == "done"  # the last word
+        assert journal.failures() == ()
+        assert list(journal.pending(range(5), retry_failed=True)) == [3, 4]
+
+
+def test_pending_is_asked_as_it_goes(output: Path) -> None:
+    """Numbers come when they are wanted: an order of blocks may wait for what is yet to arrive."""
+    taken: list[int] = []
+
+    def order() -> Iterator[int]:
+        for index in range(10**9):
+            taken.append(index)
+            yield index
+
+    with reopen_journal(output, PRINT) as journal:
+        assert next(journal.pending(order(), retry_failed=False)) == 3
+    assert taken == [0, 1, 2, 3]
+
+
+def totals_of(journal: Journal) -> tuple[object, ...]:
+    counts = tuple(journal.count(status) for status in STATUSES)
+    return journal.class_totals, counts, journal.n_recorded, journal.failures(), list(journal.iter_records())
+
+
+def as_record(index: int, status: Status, first: int) -> BlockRecord:
+    if status == "failed":
+        return BlockRecord(index=index, status=status, reason=f"for the {first}th time")
+    return BlockRecord(index=index, status=status, class_counts=(first, 64 - first), confidence=first / 64)
+
+
+RETRIES = st.lists(st.builds(as_record, st.integers(0, 5), st.sampled_from(STATUSES), st.integers(0, 64)), max_size=20)
+
+
+@given(records=RETRIES)
+def test_only_the_last_word_on_a_block_counts(
+    tmp_path_factory: pytest.TempPathFactory, records: list[BlockRecord]
+) -> None:
+    """A failed block that is done later counts once, and one that is done again does not count twice."""
+    output, once = tmp_path_factory.mktemp("retried"), tmp_path_factory.mktemp("once")
+    last = {record.index: record for record in records}
+    with create_journal(output, PRINT) as journal, create_journal(once, PRINT) as plain:
+        for record in records:
+            journal.add(record)
+        for record in last.values():
+            plain.add(record)
+        # A class that no block has any more leaves a 0.
+        assert (
+            sum(journal.class_totals)
+            == sum(plain.class_totals)
+            == 64 * sum(r.status != "failed" for r in last.values())
+        )
+        expected = totals_of(plain)
+        assert totals_of(journal)[1:] == expected[1:]
+        assert journal.class_totals[: len(plain.class_totals)] == plain.class_totals
+        before = totals_of(journal)
+    with reopen_journal(output, PRINT) as again:
+        assert totals_of(again) == before
+
+
+def test_a_large_journal_costs_little_memory(tmp_path: Path) -> None:
+    """A status, a place in the file, and sums: no object a block."""
+    count = 10**5
+    lines = (record_line(BlockRecord(index=i, status="done", class_counts=(i, 1))) for i in range(count))
+    create_journal(tmp_path, PRINT).close()
+    with journal_path(tmp_path).open("ab") as file:
+        file.writelines(lines)
+    tracemalloc.start()
+    try:
+        journal = reopen_journal(tmp_path, PRINT)
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    with journal:
+        assert journal.n_recorded == count
+        assert journal.class_totals == (count * (count - 1) // 2, count)
+        assert sum(record.class_counts[0] for record in journal.iter_records()) == journal.class_totals[0]
+    assert held < 1.2e6, held  # 9 bytes a block, and what arrays keep to grow
+    assert most < 2.5e6, most
+
+
+def test_blocks_may_come_in_any_order(tmp_path: Path) -> None:
+    with create_journal(tmp_path, PRINT) as journal:
+        for index in (900, 3, 17):
+            journal.add(BlockRecord(index=index, status="empty"))
+        assert [record.index for record in journal.iter_records()] == [3, 17, 900]
+        assert journal.class_totals == ()
+        assert journal.status_values(2) == b"\0\0"
+
+
+def test_a_journal_changed_meanwhile_is_not_read_as_if_it_were_not(output: Path) -> None:
+    journal = read_journal(output)
+    assert journal is not None
+    lines = journal_path(output).read_bytes().splitlines(keepends=True)
+    same = record_line(BlockRecord(index=5, status="done", class_counts=(3, 5), confidence=0.9375, saturated=0.0))
+    assert len(same) == len(lines[1])
+    journal_path(output).write_bytes(b"".join([lines[0], same, *lines[2:]]))
+    with pytest.raises(JournalError, match=r"is damaged") as caught:
+        list(journal.iter_records())
+    assert "it was changed meanwhile: block 5 stands where 0 was" in str(caught.value)
+    journal_path(output).write_bytes(b"".join([lines[0], lines[1].replace(b"done", b"dune"), *lines[2:]]))
+    with pytest.raises(JournalError, match=r"line of block 0 does not have its checksum"):
+        list(journal.iter_records())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_ends_the_run(output: Path) -> None:
+    with reopen_journal(output, PRINT) as journal:
+        assert journal._file is not None
+        journal._file.close()
+        with Path("/dev/full").open("ab", buffering=0) as full:
+            journal._file = full
+            with pytest.raises(NoSpaceError, match=r"^the disk is full: ") as caught:
+                journal.add(BlockRecord(index=3, status="done"))
+        assert f"while writing {journal_path(output)}" in str(caught.value)
+        assert journal.status_of(3) is None
 
 
 @given(cut=st.integers(0, 10_000), count=st.integers(0, 12))
@@ -75,11 +199,11 @@ def test_a_kill_at_any_byte_loses_at_most_the_last_block(
     with journal_path(output).open("r+b") as file:
         file.truncate(size)
     with reopen_journal(output, PRINT) as again:
-        assert sorted(again.records) == list(range(sum(end <= size for end in sizes)))
+        assert [r.index for r in again.iter_records()] == list(range(sum(end <= size for end in sizes)))
         again.add(BlockRecord(index=99, status="done"))
     found = read_journal(output)
     assert found is not None
-    assert 99 in found.records
+    assert found.status_of(99) == "done"
 
 
 def test_another_fingerprint_is_refused_with_every_difference(output: Path) -> None:
@@ -114,6 +238,14 @@ def test_many_differences_are_counted_and_long_values_cut(output: Path) -> None:
         (lambda data: data + _with_checksum(b"[1, 2]"), "line 5 is no object"),
         (lambda data: data + _with_checksum(b'{"block": -1, "status": "done"}'), "line 5 is no record of a block"),
         (lambda data: data + _with_checksum(b'{"block": 1, "status": "fine"}'), "line 5 is no record of a block"),
+        (
+            lambda data: data + _with_checksum(b'{"block": 268435456, "status": "done"}'),
+            "line 5 is no record of a block",
+        ),
+        (
+            lambda data: data + _with_checksum(b'{"block": 1, "confidence": "low", "status": "done"}'),
+            "line 5 is no record of a block",
+        ),
     ],
 )
 def test_a_damaged_journal_is_refused(output: Path, damage: object, words: str) -> None:
@@ -131,6 +263,15 @@ def test_another_version_is_refused(output: Path) -> None:
     with pytest.raises(JournalError, match=r"is of version 2, 1 was expected") as caught:
         read_journal(output)
     assert "continue with the release that began the run" in str(caught.value)
+
+
+def test_what_a_later_release_says_more_is_passed_over(output: Path) -> None:
+    """So the version of the file stays: releases before the measures read a journal with them, and this one theirs."""
+    with journal_path(output).open("ab") as file:
+        file.write(_with_checksum(b'{"block": 3, "status": "done", "weather": "fine"}'))
+    found = read_journal(output)
+    assert found is not None
+    assert found.status_of(3) == "done"
 
 
 def test_two_runs_on_one_output_are_refused(tmp_path: Path) -> None:
@@ -158,7 +299,7 @@ def test_two_runs_on_one_output_are_refused(tmp_path: Path) -> None:
             assert "fix: wait until it ends, or choose another --output" in str(caught.value)
         found = read_journal(tmp_path)  # looking is allowed
         assert found is not None
-        assert found.records == {}
+        assert found.n_recorded == 0
     finally:
         holder.kill()
         holder.communicate()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import make_pixels, read_arrays, read_provenance, write_image
 from unet_deploy.card import Network
-from unet_deploy.cli.segment import result_to_object, show_result
+from unet_deploy.cli._summary import result_to_object, show_result
 from unet_deploy.errors import DeviceMemoryError, PartialResultError
 from unet_deploy.geometry import Interval, SameGeometry, UnetGeometry, cover_axis
 from unet_deploy.runtime import segment, segment_array
@@ -152,7 +152,7 @@ def test_a_block_is_the_same_however_little_memory_there_is(
 
     def segmented(engine: FakeEngine) -> tuple[Any, Any]:
         checked = CheckedEngine(engine, card).open()
-        return segment_window(
+        found = segment_window(
             window,
             block,
             engine=SymmetricEngine(checked) if tta else checked,
@@ -160,6 +160,7 @@ def test_a_block_is_the_same_however_little_memory_there_is(
             kinds=("labels", "probabilities"),
             batch=batch,
         )
+        return found.labels, found.probabilities
 
     small = SmallEngine(network, pixels=int(room * geometry.smallest_tile**2), takes_bytes=takes_bytes)
     for came, expected in zip(segmented(small), segmented(FakeEngine(network)), strict=True):

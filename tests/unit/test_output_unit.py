@@ -21,22 +21,12 @@ from hypothesis.extra import numpy as hnp
 from unet_deploy.card import ClassInfo
 from unet_deploy.errors import NoSpaceError, OutputExistsError, OutputPathError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime.layout import SMALLEST_LEVEL, OutputSpec
-from unet_deploy.runtime.output import (
-    PROVENANCE_KEY,
-    check_output_path,
-    check_space,
-    count_regions,
-    create_output,
-    downsample_region,
-    finish_output,
-    full_disk_named,
-    read_provenance,
-    reduce_mean,
-    reduce_mode,
-    write_block,
-)
+from unet_deploy.runtime.disk_space import check_space, full_disk_named
+from unet_deploy.runtime.layout import PROVENANCE_KEY, SMALLEST_LEVEL, OutputSpec
+from unet_deploy.runtime.output import count_regions, create_output, downsample_region, finish_output, write_block
+from unet_deploy.runtime.output_paths import check_output_path, read_provenance
 from unet_deploy.runtime.plan import Extents, WriteGrid
+from unet_deploy.runtime.pyramid import reduce_mean, reduce_mode
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -131,7 +131,7 @@ def test_any_plan_gives_the_mean_of_the_one_pass_results(
     for block in plan.blocks():
         y = plan_window(plan.geometry, block.tiles_y, e.y)
         x = plan_window(plan.geometry, block.tiles_x, e.x)
-        one, other = segment_window(
+        found = segment_window(
             spread(plane[None, None, y.source.slice, x.source.slice], y, x),
             block,
             engine=SymmetricEngine(checked),
@@ -139,10 +139,10 @@ def test_any_plan_gives_the_mean_of_the_one_pass_results(
             kinds=("labels", "probabilities"),
             batch=plan.batch,
         )
-        assert one is not None
-        assert other is not None
-        labels[block.y.slice, block.x.slice] = one[0]
-        probabilities[:, block.y.slice, block.x.slice] = other[:, 0]
+        assert found.labels is not None
+        assert found.probabilities is not None
+        labels[block.y.slice, block.x.slice] = found.labels[0]
+        probabilities[:, block.y.slice, block.x.slice] = found.probabilities[:, 0]
     expected = mean_of_whole_numbers(one_pass(plane, network))
     np.testing.assert_array_equal(labels, to_labels(expected))
     np.testing.assert_array_equal(probabilities, to_probabilities(expected))

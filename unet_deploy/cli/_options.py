@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unet_deploy.errors import ConfigurationError, TileNotLegalError
+from unet_deploy.errors import ConfigurationError, TileNotLegalError, UsageError
 
 if TYPE_CHECKING:
     from unet_deploy.runtime.artifact import Artifact
+    from unet_deploy.runtime.region import Region
 
 MODEL_VARIABLE = "UNET_DEPLOY_MODEL"
 LOCAL_MODEL = Path("model.onnx")
@@ -44,7 +45,30 @@ ChannelOption = Annotated[
 AxesOption = Annotated[
     str | None, typer.Option("--axes", metavar="NAMES", help="Axis names of a bare Zarr array, e.g. czyx.")
 ]
-LevelOption = Annotated[int, typer.Option("--level", min=0, help="Pyramid level to segment; 0 is full resolution.")]
+ImageOption = Annotated[
+    str | None,
+    typer.Option("--image", metavar="NAME", help="Which image of a plate, a series or a TIFF file, e.g. A/1/0."),
+]
+LevelOption = Annotated[int, typer.Option("--level", min=0, help="Pyramid level; 0 is full resolution.")]
+FittingLevelOption = Annotated[
+    int | None,
+    typer.Option(
+        "--level",
+        min=0,
+        help="Pyramid level; 0 is full resolution. Default: that with pixels of the size the model was trained at.",
+    ),
+]
+RegionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--region",
+        metavar="AXIS=FROM:TO,...",
+        help="Only the blocks that touch it, e.g. z=0:10,y=512:1024. The next command goes on with the rest.",
+    ),
+]
+PlaneOption = Annotated[
+    int | None, typer.Option("--plane", min=0, metavar="Z", help="Only the blocks of this plane: --region z=Z:Z+1.")
+]
 TileOption = Annotated[
     str | None,
     typer.Option(
@@ -52,8 +76,11 @@ TileOption = Annotated[
     ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Tiles per forward pass.")]
-MemoryOption = Annotated[
-    int, typer.Option("--memory", metavar="MIB", min=1, help="Memory for activations when the tile is planned, in MiB.")
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", metavar="SIZE", help="What this process may hold, e.g. 4GB: tile, block and cache are planned so."
+    ),
 ]
 TtaOption = Annotated[
     bool, typer.Option("--tta", help="Average over the 8 turned and mirrored forms of each tile: 8 times the work.")
@@ -104,6 +131,47 @@ def parse_tile(text: str | None) -> tuple[int, int] | None:
             fix="--tile 572, or --tile 572,700",
         )
     return int(parts[0]), int(parts[-1])
+
+
+def parse_size(text: str | None, *, flag: str) -> int | None:
+    """Return the bytes that a size such as ``4GB`` or ``512 MiB`` means.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none.
+    """
+    if text is None:
+        return None
+    parts = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([kMGT]i?)?B\s*", text, re.IGNORECASE)
+    if parts is None:
+        raise ConfigurationError(
+            f"{flag} {text} came, a size with its unit was expected",
+            "units are B, kB, MB, GB and TB, or KiB, MiB, GiB and TiB",
+            fix=f"{flag} 4GB",
+        )
+    prefix = (parts[2] or "").lower()
+    base = 1024 if prefix.endswith("i") else 1000
+    return int(float(parts[1]) * base ** " kmgt".index(prefix[:1] or " "))
+
+
+def parse_region(region: str | None, plane: int | None) -> Region | None:
+    """Return the part of a volume that --region or --plane mean; None for all of it.
+
+    Raises
+    ------
+    UsageError
+        If both came, or the region cannot be meant.
+    """
+    from unet_deploy.runtime.region import parse_region as parse
+
+    if region is not None and plane is not None:
+        raise UsageError(
+            f"--region {region} and --plane {plane} came together",
+            fix=f"say it in one: --region {region},z={plane}:{plane + 1}",
+        )
+    text = f"z={plane}:{plane + 1}" if plane is not None else region
+    return None if text is None else parse(text)
 
 
 def parse_input_range(text: str | None) -> tuple[float, float] | None:

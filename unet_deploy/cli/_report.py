@@ -167,3 +167,21 @@ def stop_on_interrupt(then: str) -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def pause_on_signal() -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether to pause: SIGUSR1 asks for it, SIGUSR2 to go on; Windows has neither."""
+    asked = threading.Event()
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {
+        signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda _number, _frame: asked.set()),
+        signal.SIGUSR2: signal.signal(signal.SIGUSR2, lambda _number, _frame: asked.clear()),
+    }
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

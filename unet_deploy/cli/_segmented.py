@@ -22,7 +22,7 @@ from unet_deploy.cli._stacks import Slice, Stack, is_zarr, join_stacks, open_sta
 from unet_deploy.errors import ChannelError, NotAVolumeError, UsageError
 from unet_deploy.percentiles import PercentileSearch, scale_by_range
 from unet_deploy.runtime.layout import LABELS_NAME
-from unet_deploy.runtime.output import read_provenance
+from unet_deploy.runtime.output_paths import read_provenance
 
 if TYPE_CHECKING:
     from unet_deploy.runtime.artifact import Artifact

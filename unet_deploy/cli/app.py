@@ -29,8 +29,8 @@ from unet_deploy.errors import UnetDeployError, UsageError
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 DEBUG_FLAG = "--debug"
-BUILDS = "unet_deploy.runtime.engines.tensorrt_cache"
-"""The log that says that TensorRT builds a plan: minutes in which nothing else is heard."""
+SPOKEN = tuple(f"unet_deploy.runtime.{name}" for name in ("engines.tensorrt_cache", "holding", "run"))
+"""The logs that are always heard: TensorRT builds a plan for minutes, a run is paused, a volume looks unlike others."""
 # Newer typer carries its own copy of click, older imports it: the class is found where typer's own errors have it.
 _UsageProblem = cast(
     "type[typer.BadParameter]", next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -118,7 +118,8 @@ def _configure_logging(*, is_debug: bool) -> None:
     style = logging.Formatter("%(levelname)s %(name)s: %(message)s" if is_debug else "%(message)s")
     for handler in log.handlers:
         handler.setFormatter(style)
-    logging.getLogger(BUILDS).setLevel(logging.INFO)
+    for name in SPOKEN:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def show_error(error: UnetDeployError) -> None:

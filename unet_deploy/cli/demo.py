@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unet_deploy.cli._report import show_progress
-from unet_deploy.cli.segment import show_result
+from unet_deploy.cli._summary import show_result
 from unet_deploy.errors import OutputExistsError, OutputPathError
 
 if TYPE_CHECKING:

@@ -163,7 +163,7 @@ def _normalisation_rows(normalisation: Normalisation) -> list[tuple[str, str]]:
 
 
 def _inspect_volume(path: Path, *, axes: str | None, level: int) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    from unet_deploy.runtime.output import read_provenance
+    from unet_deploy.runtime.output_paths import read_provenance
     from unet_deploy.runtime.volume import describe_volume, open_volume
 
     made = read_provenance(path)

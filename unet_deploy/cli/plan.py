@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unet_deploy.cli import _options as flags
+from unet_deploy.cli._images import holds_several, plan_each
 from unet_deploy.cli._report import describe_engine, format_bytes, format_seconds, show_json, show_rows
 
 if TYPE_CHECKING:
@@ -20,16 +22,19 @@ if TYPE_CHECKING:
 def plan(
     volume: flags.VolumeArgument,
     model: flags.ModelOption = None,
+    image: flags.ImageOption = None,
     channel: flags.ChannelOption = None,
     axes: flags.AxesOption = None,
-    level: flags.LevelOption = 0,
+    level: flags.FittingLevelOption = None,
+    region: flags.RegionOption = None,
+    plane: flags.PlaneOption = None,
     input_range: flags.InputRangeOption = None,
     device: flags.DeviceOption = "auto",
     engine: flags.EngineOption = None,
     threads: flags.ThreadsOption = 0,
     tile: flags.TileOption = None,
     batch: flags.BatchOption = 1,
-    memory: flags.MemoryOption = 2048,
+    max_memory: flags.MaxMemoryOption = None,
     tta: flags.TtaOption = False,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not time a tile to estimate the duration.")] = False,
     trust_engine: flags.TrustEngineOption = False,
@@ -38,27 +43,40 @@ def plan(
     """Show tiles, blocks, memory, disk and time of a segmentation, without starting it."""
     from unet_deploy.runtime.engines import candidates
     from unet_deploy.runtime.layout import KINDS
-    from unet_deploy.runtime.preparation import default_output, prepare
+    from unet_deploy.runtime.machine import read_memory
+    from unet_deploy.runtime.preparation import prepare
 
-    ready = prepare(
-        volume,
-        model=flags.load_model(model, trust_engine=trust_engine),
-        channels=channel or (),
-        axes=axes,
-        level=level,
-        tile=flags.parse_tile(tile),
-        batch=batch,
-        memory_bytes=memory * 2**20,
-        tta=tta,
-        input_range=flags.parse_input_range(input_range),
-    )
-    spec = ready.output_spec(default_output(volume), KINDS)
+    options: dict[str, Any] = {
+        "model": flags.load_model(model, trust_engine=trust_engine),
+        "channels": channel or (),
+        "axes": axes,
+        "level": level,
+        "tile": flags.parse_tile(tile),
+        "batch": batch,
+        "max_memory_bytes": flags.parse_size(max_memory, flag="--max-memory"),
+        "tta": tta,
+        "input_range": flags.parse_input_range(input_range),
+    }
     candidates(device, engine)  # also without the probe: a name that is none would fail the run
+    if holds_several(volume, image):
+        probe = partial(_time_tile, device=device, engine=engine, threads=threads)
+        plan_each(volume, time_tile=None if no_probe else probe, as_json=as_json, **options)
+        return
+    ready = prepare(volume, image=image, **options)
+    wanted = flags.parse_region(region, plane)
+    if wanted is not None:
+        wanted.require_inside(ready.plan.extents)
+    spec = ready.output_spec(ready.default_output, KINDS)
     seconds_per_tile, timed = (
         (None, None) if no_probe else _time_tile(ready, device=device, engine=engine, threads=threads)
     )
+    share = ready.plan.count(wanted) / ready.plan.n_blocks
     facts: dict[str, Any] = {
         **ready.plan.to_object(),
+        "blocks_wanted": ready.plan.count(wanted),
+        "level": ready.volume.info.level,
+        "level_choice": ready.level_choice,
+        "memory_available_bytes": read_memory().available_bytes,
         "statistics_bytes": ready.statistics_bytes,
         "output": spec.path,
         "disk_bytes": spec.raw_bytes,
@@ -66,7 +84,9 @@ def plan(
         "pyramid_levels": spec.n_levels,
         "engine": None if timed is None else timed.to_object(),
         "seconds_per_tile": seconds_per_tile,
-        "seconds": None if seconds_per_tile is None else seconds_per_tile * ready.plan.n_tiles * ready.plan.passes,
+        "seconds": None
+        if seconds_per_tile is None
+        else share * seconds_per_tile * ready.plan.n_tiles * ready.plan.passes,
     }
     if as_json:
         show_json(facts)
@@ -96,17 +116,21 @@ def _time_tile(ready: Preparation, *, device: str, engine: str | None, threads: 
 def _show(ready: Preparation, facts: dict[str, Any], timed: EngineDescription | None) -> None:
     p, info = ready.plan, ready.volume.info
     core = " × ".join(map(str, facts["core"]))
+    free = facts["memory_available_bytes"]
+    available = "" if free is None else f"; {format_bytes(free)} available"
     rows = [
         ("volume", f"{info.path}: {info.axes} {' × '.join(map(str, info.shape))} {info.dtype}"),
         ("model", f"{ready.artifact.card.name} ({ready.artifact.source})"),
+        *([] if ready.level_choice is None else [("level", ready.level_choice)]),
         ("tiles", f"{p.n_tiles} of {p.tile_y} × {p.tile_x} px, each keeping {core}"),
         *([("tta", f"each tile {p.passes} times, turned and mirrored, and the mean of the results")] if p.tta else []),
         ("blocks", f"{p.n_blocks} of {' × '.join(map(str, p.block_shape))} (z y x)"),
+        *([] if facts["blocks_wanted"] == p.n_blocks else [("region", f"{facts['blocks_wanted']} of them")]),
         ("chunks out", " × ".join(map(str, p.grid.chunk)) + (f", shards {p.grid.shard}" if p.grid.shard else "")),
         ("work", f"{p.flops / 1e12:.3g} TFLOP, {(p.flops_ratio - 1):.0%} more than an endless tile would need"),
         ("read", f"{format_bytes(facts['bytes_read'])} with halos"),
         *_statistics_rows(ready),
-        ("memory", f"about {format_bytes(p.peak_memory_bytes)}, whatever the volume's size"),
+        ("memory", f"about {format_bytes(p.peak_memory_bytes)}, whatever the volume's size{available}"),
         ("disk", f"up to {format_bytes(facts['disk_bytes'])}, {format_bytes(facts['disk_free_bytes'])} free"),
         (
             "time",

@@ -1,0 +1,246 @@
+"""A run that was checked, from the first grey value to the last attribute of the output."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unet_deploy.errors import InterruptedRunError, ReadError
+from unet_deploy.runtime.block_table import write_block_table
+from unet_deploy.runtime.drift import Finding, check_drift, require_no_drift
+from unet_deploy.runtime.engines import EngineDescription
+from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
+from unet_deploy.runtime.engines.runner import choose_runner
+from unet_deploy.runtime.execute import Job, ProgressCallback, RunTotals, run_blocks, run_pyramid
+from unet_deploy.runtime.holding import hold, reason_to_hold
+from unet_deploy.runtime.instances import (
+    InstanceResult,
+    InstanceRule,
+    default_table,
+    finish_instances,
+    number_instances,
+)
+from unet_deploy.runtime.journal import Journal, reopen_journal
+from unet_deploy.runtime.layout import OutputSpec
+from unet_deploy.runtime.normalise import Normaliser, choose_normaliser
+from unet_deploy.runtime.output import create_output, finish_output, mark_running, write_status
+from unet_deploy.runtime.output_paths import remove_partial_files
+from unet_deploy.runtime.place import Place
+from unet_deploy.runtime.preparation import Preparation
+from unet_deploy.runtime.region import Region
+from unet_deploy.runtime.results import SegmentationResult, class_fractions, describe_end, describe_run
+from unet_deploy.runtime.resume import fingerprint_of
+from unet_deploy.runtime.statistics import VolumeStatistics, measure_volume
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that was checked and planned, and whose engine is open. Fields are as the parameters of `segment`."""
+
+    ready: Preparation
+    place: Place
+    spec: OutputSpec
+    rule: InstanceRule | None
+    """What an object is, where objects are to be numbered."""
+    table: Path | None
+    request: EngineRequest
+    engine: EngineDescription
+    threads: int
+    region: Region | None
+    input_range: tuple[float, float] | None
+    is_strict: bool
+    retry_failed: bool
+    min_free_bytes: int
+    should_stop: Callable[[], bool]
+    should_pause: Callable[[], bool]
+    progress: ProgressCallback | None
+    started: float
+    """By `time.perf_counter`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was learnt of the volume's grey values: how they differ from training's, and how they are normalised."""
+
+    normaliser: Normaliser
+    statistics: VolumeStatistics | None
+    findings: tuple[Finding, ...]
+    seconds: float
+
+
+def carry_out(run: Run, client: Any) -> SegmentationResult:
+    """Segment, and finish the output. Failed blocks are in the result; raises as `segment` does.
+
+    Parameters
+    ----------
+    run
+        What to do.
+    client
+        A ``distributed.Client``, whose workers see volume and output.
+    """
+    if run.ready.level_choice is not None:
+        logger.info(run.ready.level_choice)
+    measured = _measure(run, client)
+    info, plan = run.ready.volume.info, run.ready.plan
+    # What an engine computes from raw pixels is proved here, before anything is written.
+    choose_runner(get_engine(run.request), measured.normaliser, dtype=info.dtype, kinds=run.spec.kinds)
+    with ExitStack() as held:
+        journal, provenance = _begin(run, measured)
+        held.enter_context(journal)
+        prepared = time.perf_counter()
+        totals = _make_blocks(run, measured, client, journal)
+        executed = time.perf_counter()
+        run_pyramid(run.spec, client, progress=run.progress)
+        write_status(run.spec, journal)
+        finished = time.perf_counter()
+        is_whole = journal.n_recorded == plan.n_blocks
+        instances = _number(run, client) if is_whole else None
+        if run.table is not None:
+            write_block_table(run.table, journal, plan, class_names=[c.name for c in run.spec.classes])
+        failed = journal.failures()
+        seconds = {
+            "prepare": (prepared - run.started) - measured.seconds,
+            "statistics": measured.seconds,
+            "blocks": executed - prepared,
+            "pyramid": finished - executed,
+            "instances": 0.0 if instances is None else instances.seconds,
+            "read": totals.read_s,
+            "infer": totals.infer_s,
+            "write": totals.write_s,
+            "total": time.perf_counter() - run.started,
+        }
+        result = SegmentationResult(
+            output=run.place.target,
+            labels=Path(run.spec.path) / run.spec.labels_path if "labels" in run.spec.kinds else None,
+            status="region" if not is_whole else "partial" if failed else "complete",
+            plan=plan,
+            engine=run.engine,
+            class_fractions=class_fractions(journal, run.ready.artifact.card),
+            seconds=seconds,
+            pixels=totals.pixels,
+            failed=failed,
+            n_empty=journal.count("empty"),
+            blocks_found=plan.count(run.region) - totals.blocks,
+            statistics=measured.statistics,
+            findings=measured.findings,
+            level_choice=run.ready.level_choice,
+            rungs=totals.rungs,
+            instances=instances,
+            table=run.table,
+        )
+        source = "../../" if "probabilities" in run.spec.kinds else None
+        if instances is not None and run.rule is not None:
+            finish_instances(run.spec, provenance=instances.to_object(run.rule), source=source)
+        finish_output(run.spec, provenance=describe_end(result, provenance), source=source)
+    return result
+
+
+def _measure(run: Run, client: Any) -> Measured:
+    """Compare the volume with the training images, and settle how its grey values are normalised."""
+    start = time.perf_counter()
+    ready, findings = run.ready, _compare(run, client)
+    card, info = ready.artifact.card, ready.volume.info
+    normaliser, found = ready.normaliser, None
+    if normaliser is None:
+        percentiles = card.normalisation.percentiles
+        assert percentiles is not None
+        found = None if run.place.begun is None else run.place.begun.statistics
+        if found is None or found.percentiles != percentiles or len(found.ranges) != len(ready.channels):
+            found = measure_volume(ready.volume, ready.channels, percentiles, client, progress=run.progress)
+        normaliser = choose_normaliser(card, info.dtype, input_range=None, source=info.path, measured=found.ranges)
+    seconds = time.perf_counter() - start
+    return Measured(normaliser=normaliser, statistics=found, findings=findings, seconds=seconds)
+
+
+def _compare(run: Run, client: Any) -> tuple[Finding, ...]:
+    ready = run.ready
+    try:
+        findings = check_drift(
+            ready.volume, ready.artifact.card, ready.channels, client, input_range=run.input_range
+        )
+    except ReadError as error:  # a damaged chunk is a failed block, which says so; the others can be done
+        logger.warning("the volume was not compared with the training images: %s", error.headline)
+        return ()
+    if run.is_strict:
+        require_no_drift(findings, source=ready.volume.info.path)
+    for finding in findings:
+        logger.warning("the volume differs from what the model was trained on: %s", finding.text)
+    return findings
+
+
+def _begin(run: Run, measured: Measured) -> tuple[Journal, dict[str, Any]]:
+    """Create the output, or go on with it; return its journal, open, and what it says of the run."""
+    provenance = describe_run(
+        run.ready,
+        run.engine,
+        run.spec,
+        input_range=run.input_range,
+        statistics=measured.statistics,
+        findings=measured.findings,
+    )
+    fingerprint = fingerprint_of(
+        run.ready,
+        run.engine,
+        run.spec,
+        threads=run.threads,
+        input_range=run.input_range,
+        statistics=measured.statistics,
+    )
+    if run.place.begun is None:
+        journal = create_output(
+            run.spec, fingerprint=fingerprint, provenance=provenance, overwrite=run.place.may_replace
+        )
+        return journal, provenance
+    journal = reopen_journal(run.place.target, fingerprint)
+    remove_partial_files(run.place.target)
+    mark_running(run.spec)
+    return journal, {**provenance, "parts": run.place.begun.parts}
+
+
+def _make_blocks(run: Run, measured: Measured, client: Any, journal: Journal) -> RunTotals:
+    plan, target = run.ready.plan, run.place.target
+    job = Job(
+        plan=plan,
+        volume=run.ready.volume,
+        channels=run.ready.channels,
+        normaliser=measured.normaliser,
+        engine=run.request,
+        output=run.spec,
+    )
+
+    def reason() -> str | None:
+        return reason_to_hold(target, min_free_bytes=run.min_free_bytes, should_pause=run.should_pause)
+
+    wanted = plan.count(run.region)
+    totals = run_blocks(
+        job,
+        client,
+        journal,
+        hold(plan.order(run.region), reason),
+        total=wanted,
+        retry_failed=run.retry_failed,
+        again=run.place.again,
+        should_stop=run.should_stop,
+        progress=run.progress,
+    )
+    if totals.left:
+        raise InterruptedRunError(
+            f"stopped with {wanted - totals.left} of {wanted} blocks done",
+            f"they are in {target}, which is no result yet",
+            fix="the same command goes on where it stopped; --overwrite starts anew",
+        )
+    return totals
+
+
+def _number(run: Run, client: Any) -> InstanceResult | None:
+    if run.rule is None:
+        return None
+    table = default_table(run.place.target)
+    return number_instances(run.spec, run.rule, client, table=table, progress=run.progress)
