@@ -3,9 +3,10 @@
     python benchmarks/drift_limits.py
 
 Both bundled networks' cards are compared with the ISBI 2012 stacks (electron microscopy), with the images of the 2018
-Data Science Bowl and of StarDist (fluorescence), whole and image by image, and with ISBI images that were inverted,
-brightened or flattened. Of each comparison: the earth mover's distances, the mirrored one, the span, and the share of
-pixels at the ends, as least, median and most; and how often something was found. Needs the data at ../shared/data.
+Data Science Bowl and of StarDist (fluorescence), whole and image by image, with ISBI images that were inverted,
+brightened or flattened, and with crops. Of each comparison: the earth mover's distances, the mirrored one, the span,
+and the share of pixels at the ends, as least, median and most; and how often something was found. Needs the data at
+../shared/data.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from skimage.io import imread
 
 from unet_deploy.card import ModelCard
 from unet_deploy.runtime import load_artifact
+from unet_deploy.runtime._grey_drift import FEWEST_VALUES
 from unet_deploy.runtime._grey_reference import SPAN, Reference, percentile_of
 from unet_deploy.runtime.drift import VolumeFacts, compare_with_training
 from unet_deploy.runtime.grey_values import count_grey_values
 
 DATA = ISBI_TEST.parent.parent
+CROPS = (32, 64, 128, 256)
 SCALING = (1.0, 99.8)
 Images = Sequence[npt.NDArray[Any]]
 
@@ -48,12 +51,26 @@ def main() -> None:
         "bowl images": bowl,
         "bowl images inverted": [255 - image for image in bowl],
         "stardist": stardist,
+        **{f"isbi test crops of {side} px": crops_of(test, side) for side in CROPS},
+        **{f"bowl crops of {side} px": crops_of(bowl, side) for side in CROPS},
     }
     result: dict[str, Any] = {"data": "ISBI 2012, 2018 Data Science Bowl, StarDist"}
     for model in ("membrane", "nuclei"):
         card = load_artifact(model).card
         result[model] = {name: summarise(card, images) for name, images in sets.items()}
     save("drift-limits", result)
+
+
+def crops_of(images: Images, side: int) -> Images:
+    """Return 300 crops at random places, each repeated to at least `FEWEST_VALUES` pixels: its shares stay the same."""
+    rng = np.random.default_rng(0)
+    large = [image for image in images if min(image.shape) >= side]
+    crops = []
+    for _ in range(300):
+        image = large[rng.integers(len(large))]
+        y, x = (int(rng.integers(n - side + 1)) for n in image.shape)
+        crops.append(np.tile(image[y : y + side, x : x + side].ravel(), -(-FEWEST_VALUES // side**2)))
+    return crops
 
 
 def summarise(card: ModelCard, images: Images) -> dict[str, Any]:

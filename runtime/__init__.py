@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unet_deploy.runtime.engines import CheckedEngine, Engine, EngineDescription, open_engine
     from unet_deploy.runtime.execute import Progress
     from unet_deploy.runtime.images import ImageEntry, list_images
+    from unet_deploy.runtime.many import ImageResult, ManyResult, segment_images
     from unet_deploy.runtime.pipeline import segment
     from unet_deploy.runtime.plan import SegmentationPlan, plan_segmentation
     from unet_deploy.runtime.preparation import default_output, prepare
@@ -32,6 +33,8 @@ _HOMES = {
     "Engine": "engines",
     "EngineDescription": "engines",
     "ImageEntry": "images",
+    "ImageResult": "many",
+    "ManyResult": "many",
     "Progress": "execute",
     "Region": "region",
     "SegmentationPlan": "plan",
@@ -50,6 +53,7 @@ _HOMES = {
     "prepare": "preparation",
     "segment": "pipeline",
     "segment_array": "dask_array",
+    "segment_images": "many",
 }
 
 __all__ = [
@@ -58,6 +62,8 @@ __all__ = [
     "Engine",
     "EngineDescription",
     "ImageEntry",
+    "ImageResult",
+    "ManyResult",
     "Progress",
     "Region",
     "SegmentationPlan",
@@ -76,6 +82,7 @@ __all__ = [
     "prepare",
     "segment",
     "segment_array",
+    "segment_images",
 ]
 
 

@@ -16,7 +16,7 @@ from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.images import ImageEntry
 from unet_deploy.runtime.instances import InstanceRule, require_rule
 from unet_deploy.runtime.layout import INSTANCES_NAME, KINDS, split_kinds
-from unet_deploy.runtime.output import find_store, read_provenance
+from unet_deploy.runtime.output_paths import find_store, read_provenance
 from unet_deploy.runtime.preparation import choose_channels, default_output, open_for
 from unet_deploy.runtime.resume import identify_volume
 

@@ -12,6 +12,7 @@ Everything is a function of the labels, the rule and the block's place: a block 
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ OBJECT = np.dtype(
 """What is known of an object, or of the piece of one that lies in a block."""
 STRIP_PIXELS = 2**20
 """So many pixels are cut into runs at a time."""
+ZLIB_LEVEL = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -178,24 +180,41 @@ def _runs(rows: Ids) -> tuple[npt.NDArray[np.int64], ...]:
 
 
 def write_summary(path: Path, summary: BlockSummary) -> None:
-    """Write a summary to a file that is either whole or not there."""
-    arrays: dict[str, Any] = {"objects": summary.objects, "checksum": np.uint32(summary.checksum)}
-    arrays |= {f"face{axis}{side}": pair[side] for axis, pair in summary.faces.items() for side in (0, 1)}
+    """Write a summary to a file that is either whole or not there: a line of JSON, the objects, the faces."""
+    # Not as .npz: numpy parses the header of each array as Python, which in two threads fails now and then (3.11).
+    objects = zlib.compress(summary.objects.tobytes(), ZLIB_LEVEL)
+    faces = zlib.compress(b"".join(face.tobytes() for pair in summary.faces.values() for face in pair), ZLIB_LEVEL)
+    head = {
+        "checksum": summary.checksum,
+        "bytes": [len(objects), len(faces)],
+        "faces": [[axis, *pair[0].shape] for axis, pair in summary.faces.items()],
+    }
     with AtomicFile(path) as file:
-        np.savez_compressed(file, **arrays)
+        file.write(json.dumps(head).encode() + b"\n" + objects + faces)
 
 
 def read_objects(path: Path) -> tuple[npt.NDArray[np.void], int]:
     """Return the objects and the checksum of a summary."""
-    with np.load(path, allow_pickle=False) as file:
-        return file["objects"], int(file["checksum"])
+    with path.open("rb") as file:
+        head = json.loads(file.readline())
+        return _objects(file.read(head["bytes"][0])), head["checksum"]
 
 
 def read_faces(path: Path) -> tuple[npt.NDArray[np.uint8], dict[int, tuple[Ids, Ids]]]:
     """Return the class of each object, and the faces of a summary."""
-    with np.load(path, allow_pickle=False) as file:
-        axes = [axis for axis in range(3) if f"face{axis}0" in file.files]
-        return file["objects"]["label"].copy(), {axis: (file[f"face{axis}0"], file[f"face{axis}1"]) for axis in axes}
+    with path.open("rb") as file:
+        head = json.loads(file.readline())
+        objects = _objects(file.read(head["bytes"][0]))
+        values = np.frombuffer(zlib.decompress(file.read(head["bytes"][1])), "<i4")
+    faces: dict[int, tuple[Ids, Ids]] = {}
+    for axis, height, width in head["faces"]:
+        first, last, values = np.split(values, [height * width, 2 * height * width])
+        faces[axis] = first.reshape(height, width), last.reshape(height, width)
+    return objects["label"].copy(), faces
+
+
+def _objects(data: bytes) -> npt.NDArray[np.void]:
+    return np.frombuffer(zlib.decompress(data), OBJECT)
 
 
 def import_scipy(name: Literal["scipy.ndimage", "scipy.sparse", "scipy.sparse.csgraph"]) -> Any:

@@ -64,7 +64,7 @@ class InstanceJob:
 
     def summary(self, index: int) -> Path:
         """Return where a block's summary lies."""
-        return self.folder / f"{index:08d}.npz"
+        return self.folder / f"{index:08d}.block"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

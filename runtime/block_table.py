@@ -24,7 +24,7 @@ from unet_deploy.runtime.output_paths import find_store
 from unet_deploy.runtime.plan import SegmentationPlan
 
 SUFFIXES = (".csv", ".parquet")
-GROUP_ROWS = 2**16
+GROUP_ROWS = 2**14
 """Of a Parquet file's row groups, one of which is held at a time."""
 _PLACE = ("block", "t", "z_start", "z_stop", "y_start", "y_stop", "x_start", "x_stop")
 _DIGITS = 6

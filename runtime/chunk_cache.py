@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[Any]
 Place = tuple[int, ...]
-Key = tuple[Hashable, Place]
+Source = tuple[Hashable, Hashable]
+Key = tuple[Source, Place]
 
 ENTRY_BYTES = 512
 """What an entry costs beside its pixels; bounds how many single values are kept."""
@@ -73,12 +74,12 @@ class ChunkCache:
     def forget(self, token: Hashable) -> None:
         """Forget the chunks of a volume, when its run is over."""
         with self._lock:
-            for key in [key for key in self._kept if _token_of(key) == token]:
+            for key in [key for key in self._kept if key[0][0] == token]:
                 self._remove(key)
 
     def fetch(
         self,
-        source: tuple[Hashable, Hashable],
+        source: Source,
         places: Sequence[Place],
         *,
         decode: Callable[[Sequence[Place]], Iterator[tuple[Place, Pixels]]],
@@ -114,9 +115,8 @@ class ChunkCache:
                     use(place, pixels)
                 for place, pixels in decode([*mine]) if mine else ():
                     use(place, pixels)
-                    self._publish((source, place), pixels, cache_bytes=cache_bytes, is_spent=is_spent(place))
+                    self._publish((source, place), pixels, cache_bytes=cache_bytes, is_spent=is_spent(place), each=each)
                     del mine[place]
-                    self._count(decoded=each)
                 assert not mine, mine
             finally:
                 self._break(source, mine)
@@ -127,11 +127,11 @@ class ChunkCache:
                     left.append(place)
                 else:
                     use(place, promise.pixels)
-                    self._count(served=each)
+                    self._serve((source, place), is_spent=is_spent(place), each=each)
 
     def _claim(
         self,
-        source: Hashable,
+        source: Source,
         places: Iterable[Place],
         *,
         is_spent: Callable[[Place], bool],
@@ -159,8 +159,10 @@ class ChunkCache:
                     mine[place] = None
         return found, promised, mine
 
-    def _publish(self, key: Key, pixels: Pixels, *, cache_bytes: int, is_spent: bool) -> None:
+    def _publish(self, key: Key, pixels: Pixels, *, cache_bytes: int, is_spent: bool, each: int) -> None:
+        """Keep a chunk that was decoded, as far as anyone needs it."""
         with self._lock:
+            self._decoded += each
             if is_spent and not self._promised[key].waiting:
                 del self._promised[key]
                 return
@@ -176,7 +178,7 @@ class ChunkCache:
             while self._bytes > cache_bytes and len(self._kept) > 1:
                 self._remove(next(iter(self._kept)))
 
-    def _break(self, source: Hashable, places: Iterable[Place]) -> None:
+    def _break(self, source: Source, places: Iterable[Place]) -> None:
         """Tell whoever waits for what this thread could not decode."""
         with self._lock:
             for place in places:
@@ -187,10 +189,11 @@ class ChunkCache:
     def _remove(self, key: Key) -> None:
         self._bytes -= _cost(self._kept.pop(key))
 
-    def _count(self, *, decoded: int = 0, served: int = 0) -> None:
+    def _serve(self, key: Key, *, is_spent: bool, each: int) -> None:
         with self._lock:
-            self._decoded += decoded
-            self._served += served
+            self._served += each
+            if is_spent and key in self._kept:
+                self._remove(key)
 
 
 def compact(pixels: Pixels) -> Pixels:
@@ -209,12 +212,6 @@ def compact(pixels: Pixels) -> Pixels:
 
 def _cost(kept: Pixels) -> int:
     return ENTRY_BYTES + (kept.nbytes if kept.ndim else 0)
-
-
-def _token_of(key: Key) -> Hashable:
-    source = key[0]
-    assert isinstance(source, tuple)
-    return source[0]
 
 
 CHUNKS = ChunkCache()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_deploy.errors import SchedulerError
+from unet_deploy.runtime._set_clock import clock_watched
 from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT
 
 
@@ -76,7 +77,8 @@ def connect(scheduler: Any | None = None, scheduler_file: str | Path | None = No
                 *found,
                 fix=f"start one where the volume can be read: dask worker {to_worker} --nthreads 2",
             )
-        yield client
+        with clock_watched(client):
+            yield client
 
 
 def read_scheduler_file(path: str | Path) -> str:
@@ -154,5 +156,6 @@ def _in_process_client() -> Iterator[Any]:
             silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,  # the caller's own computations stay where they are
+        clock_watched(client),
     ):
         yield client

@@ -1,4 +1,4 @@
-"""Run a plan: one Dask task is one block, read, inferred and written where it runs.
+"""Make a block: one Dask task reads its window, infers it and writes it where it runs (`block_runs` hands them out).
 
 1. A `Job` says everything a worker needs; it is sent once, then each task is a number.
 2. A task reads its window once, mirrors it, cuts tiles as views, infers them in batches, and writes whole chunks.
@@ -8,16 +8,15 @@
    block of nothing else does not wait for the engine.
 5. Where memory runs out, the block is cut into smaller batches, then smaller tiles, and computed again
    (`runtime.engines.memory`); the result is the same.
-6. A block that fails is reported with its reason and the run goes on, also if its workers died of it; a full disk ends
-   it, since nothing could follow.
-7. Each report is written into the journal before the next is waited for.
+6. A block that fails is reported with its reason, so that the run goes on; a full disk ends it, since nothing could
+   follow.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -32,13 +31,12 @@ from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
 from unet_deploy.runtime.engines.memory import Rung
 from unet_deploy.runtime.engines.runner import TileWork, answer_constant_tiles, choose_runner
 from unet_deploy.runtime.engines.symmetries import TileEngine
-from unet_deploy.runtime.journal import BlockRecord, Journal
+from unet_deploy.runtime.journal import BlockRecord
 from unet_deploy.runtime.layout import Kind, OutputSpec
 from unet_deploy.runtime.measures import count_classes, mean_confidence, saturated_fraction
 from unet_deploy.runtime.normalise import Normaliser, is_in_range
-from unet_deploy.runtime.output import count_regions, downsample_region, write_block
+from unet_deploy.runtime.output import write_block
 from unet_deploy.runtime.plan import Block, SegmentationPlan
-from unet_deploy.runtime.scheduling import run_tasks
 from unet_deploy.runtime.volume import Volume
 from unet_deploy.runtime.windows import plan_window, spread
 
@@ -73,23 +71,6 @@ class BlockReport:
     infer_s: float = 0.0
     write_s: float = 0.0
     rungs: tuple[Rung, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunTotals:
-    """Sums over the blocks that were run by one call of `run_blocks`, those that failed among them.
-
-    The times are of all threads together. `rungs` are those of the worker that had to go furthest down. `left` is how
-    many blocks the call was to see done and did not.
-    """
-
-    blocks: int = 0
-    pixels: int = 0
-    read_s: float = 0.0
-    infer_s: float = 0.0
-    write_s: float = 0.0
-    rungs: tuple[Rung, ...] = ()
-    left: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -136,10 +117,11 @@ def run_block(job: Job, index: int) -> BlockReport:
         raise
     except Exception as error:  # a codec, the file system or the engine may raise anything; the others can go on
         logger.exception("block %d failed", index)
-        return _failure(block, f"{type(error).__name__}: {error}")
+        return failure_report(block, f"{type(error).__name__}: {error}")
 
 
-def _failure(block: Block, reason: str) -> BlockReport:
+def failure_report(block: Block, reason: str) -> BlockReport:
+    """Return the report of a block that could not be done."""
     return BlockReport(record=BlockRecord(index=block.index, status="failed", reason=reason), pixels=block.pixels)
 
 
@@ -319,98 +301,3 @@ def _not_finite(window: Pixels, block: Block, z: int) -> ValueRangeError:
         "the volume holds NaN or infinity there" if is_input else "its grey values are too large for the network",
         fix="replace them in the volume by a grey value" if is_input else "check --input-range against the volume",
     )
-
-
-def run_blocks(
-    job: Job,
-    client: Any,
-    journal: Journal,
-    order: Iterable[int | None],
-    *,
-    total: int,
-    retry_failed: bool = False,
-    again: bool = False,
-    should_stop: Callable[[], bool] = lambda: False,
-    progress: ProgressCallback | None,
-) -> RunTotals:
-    """Run blocks through a ``distributed.Client``, and write each into the journal.
-
-    Parameters
-    ----------
-    job, client, journal
-        What to do, where, and where it is written down; the journal is open.
-    order
-        The blocks to see done, each once, in the order to run them; None where there is none just now. Those that the
-        journal has are passed over.
-    total
-        How many blocks `order` would give to its end.
-    retry_failed, again
-        Whether blocks that failed are run again; whether all are.
-    should_stop
-        Asked before each block; once it says so, the blocks in flight are finished and no other begun.
-    progress
-        Called after every block.
-
-    Returns
-    -------
-    RunTotals
-    """
-    start = time.perf_counter()
-    totals = RunTotals(left=total)
-    found = 0
-    given = iter(order)
-
-    def due() -> Iterator[int | None]:
-        nonlocal found
-        for index in given:
-            if index is None or journal.is_due(index, retry_failed=retry_failed, again=again):
-                yield index
-            else:
-                found += 1
-
-    def killed(index: int, reason: str) -> BlockReport:
-        return _failure(job.plan.block(index), f"the workers that ran it died: {reason}")
-
-    for report in run_tasks(client, run_block, (job,), due(), should_stop=should_stop, on_killed=killed):
-        journal.add(report.record)
-        totals = _add(totals, report)
-        if progress is not None:
-            progress(
-                Progress(
-                    stage="segment",
-                    done=found + totals.blocks,
-                    total=total,
-                    failed=journal.count("failed"),
-                    pixels=totals.pixels,
-                    seconds=time.perf_counter() - start,
-                )
-            )
-    for index in given:  # not asked for any more, after a stop
-        if index is None:
-            break
-        found += not journal.is_due(index, retry_failed=retry_failed, again=again)
-    return replace(totals, left=total - found - totals.blocks)
-
-
-def _add(totals: RunTotals, report: BlockReport) -> RunTotals:
-    return RunTotals(
-        blocks=totals.blocks + 1,
-        pixels=totals.pixels + report.pixels,
-        read_s=totals.read_s + report.read_s,
-        infer_s=totals.infer_s + report.infer_s,
-        write_s=totals.write_s + report.write_s,
-        rungs=max(totals.rungs, report.rungs, key=len),  # workers climb the same ladder, some further
-    )
-
-
-def run_pyramid(spec: OutputSpec, client: Any, *, progress: ProgressCallback | None) -> None:
-    """Make the pyramid's levels that the blocks could not, from the finest one that they made."""
-    start = time.perf_counter()
-    total = sum(count_regions(spec, level) for level in spec.passes)
-    done = 0
-    for level in spec.passes:
-        for _ in run_tasks(client, downsample_region, (spec, level), count_regions(spec, level)):
-            done += 1
-            if progress is not None:
-                seconds = time.perf_counter() - start
-                progress(Progress(stage="pyramid", done=done, total=total, failed=0, pixels=0, seconds=seconds))

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from unet_deploy.card import ModelCard
-from unet_deploy.errors import NotAVolumeError, ReadError, UnsupportedMetadataError, UsageError, VolumeNotFoundError
+from unet_deploy.errors import (
+    InterruptedRunError,
+    NotAVolumeError,
+    ReadError,
+    UnsupportedMetadataError,
+    UsageError,
+    VolumeNotFoundError,
+)
 from unet_deploy.runtime._follower import LOOK_S, Follower, Following
 from unet_deploy.runtime._growth import (
     at_length,
@@ -233,7 +240,8 @@ def follow_blocks(
     Raises
     ------
     InterruptedRunError
-        If nothing came for as long as is waited, and blocks still wait for chunks.
+        If nothing came for as long as is waited, and blocks still wait for chunks; or if the run was stopped on a
+        volume that grows, after all blocks that there were.
     ReadError
         If the volume's shape is no longer what it was.
     """
@@ -273,6 +281,12 @@ def follow_blocks(
         if not should_stop():
             follower.require_all(Path(spec.path))
     left = sum(journal.status_of(i) is None for i in ready.plan.order(region))
+    if not left and following is not None and following.grows and should_stop():
+        raise InterruptedRunError(
+            f"stopped with all {ready.plan.n_blocks} blocks done that there were up to now, of a volume that grows",
+            f"they are in {spec.path}, which is no result yet",
+            fix="the same command goes on where it stopped; without --follow, it ends with what is there now",
+        )
     return Followed(ready=ready, spec=spec, left=left)
 
 

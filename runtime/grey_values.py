@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,13 @@ BOX_CHUNKS = 512
 PART_VALUES = 2**20
 """So many are counted at a time: counting needs 8 bytes for each."""
 SAMPLE_VALUES = 2**26
+HERE_VALUES = 2**21
+"""So many are counted at once by whoever asks: sending them out would take longer."""
 SMALLEST_SAMPLE = 16
 """So many boxes are sampled where each is large, as long as they are not more than `MOST_OVER` times what was asked."""
 MOST_OVER = 4
-MOST_CHUNKS = 2**13
-"""No more are decoded for a sample, which may be smaller for that."""
+CHUNK_COST = 2**13
+"""To read a chunk takes as long as so many values, however few it holds: where they are tiny, a sample is smaller."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 Counts = npt.NDArray[np.int64]
@@ -104,6 +106,7 @@ class Sampling:
     channels: tuple[int, ...]
     grid: BoxGrid
     boxes: tuple[int, ...]
+    cache_bytes: int = 0
 
 
 def kind_of(dtype: str) -> str:
@@ -166,7 +169,12 @@ def values_of(dtype: str) -> npt.NDArray[np.float64]:
 
 
 def sample_volume(
-    volume: Volume, channels: tuple[int, ...], client: Any, *, sample_values: int | None = SAMPLE_VALUES
+    volume: Volume,
+    channels: tuple[int, ...],
+    client: Any,
+    *,
+    sample_values: int | None = SAMPLE_VALUES,
+    cache_bytes: int = 0,
 ) -> GreySample:
     """Count the grey values of a volume's channels, all together.
 
@@ -180,6 +188,8 @@ def sample_volume(
         A ``distributed.Client``, whose workers see the volume; None to look here, one box after the other.
     sample_values
         About how many values to look at; None for all of them.
+    cache_bytes
+        What a process may keep of decoded chunks. Only a volume that fits is kept; 0 for one that is still growing.
 
     Raises
     ------
@@ -187,13 +197,15 @@ def sample_volume(
         If a chunk that is looked at cannot be read.
     """
     sampling = plan_sampling(volume, channels, sample_values=sample_values)
+    sampling = replace(sampling, cache_bytes=volume.cache_for_all(sampling.channels, cache_bytes))
     empty: GreyCounts | None = None
     rest: GreyCounts | None = None
     pixels = empty_pixels = 0
     n_boxes = len(sampling.boxes)
+    is_little = n_boxes * math.prod(sampling.grid.box) * len(sampling.channels) <= HERE_VALUES
     counted = (
         (count_box(sampling, index) for index in range(n_boxes))
-        if client is None
+        if client is None or is_little
         else run_tasks(client, count_box, (sampling,), n_boxes)
     )
     for found in counted:
@@ -223,7 +235,7 @@ def plan_sampling(volume: Volume, channels: tuple[int, ...], *, sample_values: i
     wanted = grid.n_boxes
     if sample_values is not None:
         each_box = math.prod(grid.box) * len(each)
-        sample_values = min(sample_values, MOST_CHUNKS * _chunk_values(volume.info, sizes))
+        sample_values = min(sample_values, sample_values * _chunk_values(volume.info, sizes) // CHUNK_COST)
         few = min(SMALLEST_SAMPLE, max(MOST_OVER * sample_values // each_box, 1))
         wanted = min(max(sample_values // each_box, few), wanted)
     return Sampling(volume=volume, channels=each, grid=grid, boxes=spread_evenly(wanted, grid.n_boxes))
@@ -244,7 +256,10 @@ def count_box(sampling: Sampling, index: int) -> GreyCounts:
     """Count the grey values of one box; the Dask task."""
     box = sampling.grid.at(sampling.boxes[index])
     time_point = Interval(box.t, box.t + 1)
-    return count_grey_values(sampling.volume.read(t=time_point, c=sampling.channels, z=box.z, y=box.y, x=box.x))
+    pixels = sampling.volume.read(
+        t=time_point, c=sampling.channels, z=box.z, y=box.y, x=box.x, cache_bytes=sampling.cache_bytes
+    )
+    return count_grey_values(pixels)
 
 
 def _box(info: VolumeInfo, sizes: dict[str, int], *, n_channels: int) -> tuple[int, int, int]:

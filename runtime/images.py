@@ -7,7 +7,7 @@
 5. Any other group has the images found by looking into it; the labels inside an image are not among them.
 
 What is listed was not opened: an image that is damaged, or that only the metadata knows, says so when it is opened, so
-that a loop over all images of a plate cannot leave one out without a word.
+that a loop over all images of a plate cannot leave one out without a word. A well that is not there is listed too.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def list_images(path: str | Path) -> tuple[ImageEntry, ...]:
     VolumeNotFoundError
         If there is nothing at the path.
     NotAVolumeError
-        If there is no image, or a plate lists a well that is not there.
+        If there is no image.
     UnsupportedMetadataError, UnsupportedAxesError, UnboundedMetadataError, ReadError
         If metadata cannot be read or honoured.
     """
@@ -148,8 +148,6 @@ def entries_of(root: Location, node: Node | None, images: tuple[MultiscaleImage,
 
     Raises
     ------
-    NotAVolumeError
-        If a plate lists a well that is not there.
     UnsupportedMetadataError
         If a plate's, well's or series' metadata is not what it must be.
     """
@@ -260,16 +258,15 @@ def _said_of_scene(node: Node | None) -> list[str]:
 def _fields_of_plate(root: Location, plate: Mapping[str, Any]) -> Iterator[ImageEntry]:
     for path in _paths_of(plate, "wells"):
         name = require_inside(path, str(root))
-        node = read_node(root / name)
+        try:
+            node = read_node(root / name)
+        except InputDataError:
+            node = None  # it says why when it is opened
         well = _holder(node.attributes).get("well") if node is not None else None
-        if not _paths_of(well, "images"):
-            raise NotAVolumeError(
-                f"the plate lists the well {name}, and there is no well",
-                f"in {root}",
-                fix="copy the plate again, whole, or open the images of other wells by their own paths",
-            )
-        assert isinstance(well, dict), well
-        yield from _fields_of_well(root / name, well, prefix=f"{name}/")
+        if isinstance(well, dict) and _paths_of(well, "images"):
+            yield from _fields_of_well(root / name, well, prefix=f"{name}/")
+        else:  # which fields it should have is not known, so that it stands for them
+            yield ImageEntry(name=name, path=str(root / name), kind="field")
 
 
 def _fields_of_well(root: Location, well: Mapping[str, Any], *, prefix: str) -> Iterator[ImageEntry]:

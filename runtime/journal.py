@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -24,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from unet_deploy.errors import JournalError, OutputBusyError
+from unet_deploy.errors import OutputBusyError
+from unet_deploy.runtime._fingerprint import plain, require_same
 from unet_deploy.runtime._journal_lines import (
     MAX_BLOCKS,
     STATUSES,
@@ -54,7 +54,6 @@ __all__ = [
     "read_journal",
     "remove",
     "reopen_journal",
-    "require_same",
 ]
 
 FOLDER = "unet_deploy_run"
@@ -62,7 +61,6 @@ FILE = "journal.jsonl"
 STATUS_VALUES: dict[Status, int] = {"done": 1, "empty": 2, "failed": 3}
 """Of a block in one byte; 0 is pending."""
 _STATUS_OF: dict[int, Status] = {value: status for status, value in STATUS_VALUES.items()}
-_SHOWN = 8
 _LOCKED_BYTE = 2**40  # beyond what is written: Windows locks bytes against reading too
 
 
@@ -112,7 +110,7 @@ class Journal:
         NoSpaceError
             If the disk is full.
         """
-        fingerprint = _plain(fingerprint)
+        fingerprint = plain(fingerprint)
         self._append(head_line(fingerprint))
         self.fingerprint = fingerprint
 
@@ -259,7 +257,7 @@ def create_journal(output: Path, fingerprint: Mapping[str, Any]) -> Journal:
         for entry in path.parent.iterdir():  # what an earlier run kept beside it
             if entry.name != FILE:
                 remove(entry)
-        journal = Journal(path, _plain(fingerprint), file)
+        journal = Journal(path, plain(fingerprint), file)
         journal._append(head_line(journal.fingerprint))
     except BaseException:
         file.close()
@@ -282,7 +280,7 @@ def reopen_journal(output: Path, fingerprint: Mapping[str, Any]) -> Journal:
     try:
         _lock(file, path)
         journal = _parse(path)
-        require_same(journal.fingerprint, _plain(fingerprint), output)
+        require_same(journal.fingerprint, plain(fingerprint), output)
         file.truncate(journal._end)  # what a kill cut off
         file.seek(journal._end)
     except BaseException:
@@ -306,52 +304,12 @@ def read_journal(output: Path) -> Journal | None:
         return None
 
 
-def require_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
-    """Refuse to go on with a run that was begun in another way.
-
-    Raises
-    ------
-    JournalError
-        If the fingerprints differ; the message names every difference.
-    """
-    differences = [
-        f"{name}: begun with {_short(was)}, now {_short(value)}" for name, was, value in _differences(before, now)
-    ]
-    if differences:
-        more = len(differences) - _SHOWN
-        raise JournalError(
-            f"{output} was begun by a run with other inputs or parameters, so it cannot be continued",
-            *differences[:_SHOWN],
-            *([f"and {more} more"] if more > 0 else []),
-            fix="repeat the command that began it, choose another --output, or start anew with --overwrite",
-        )
-
-
 def remove(entry: Path) -> None:
     """Delete a file, a folder with all that is in it, or a link and not what it leads to."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry)
     else:
         entry.unlink()
-
-
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif before != now:
-        yield name, before, now
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what JSON makes of it: tuples are lists then, as in what is read back."""
-    plain: dict[str, Any] = json.loads(json.dumps(fingerprint, allow_nan=False))
-    return plain
 
 
 def _parse(path: Path) -> Journal:

@@ -27,7 +27,8 @@ from unet_deploy.errors import (
 )
 from unet_deploy.runtime._image_outputs import choose_outputs, make_folder, require_same_origin, table_beside
 from unet_deploy.runtime.images import ImageEntry, choose_entry, list_images
-from unet_deploy.runtime.output import read_provenance
+from unet_deploy.runtime.journal import read_journal
+from unet_deploy.runtime.output_paths import read_provenance
 from unet_deploy.runtime.results import SegmentationResult
 from unet_deploy.runtime.segmenter import Segmenter
 
@@ -191,19 +192,24 @@ def _segment_one(
     if options.get("table") is not None:
         options["table"] = table_beside(Path(options["table"]), output)
     made = None if overwrite else read_provenance(output)
-    status = None if made is None else made.get("status")
-    if made is not None and status == "complete":
+    if made is not None and made.get("status") == "complete":
         require_same_origin(made, output, segmenter.artifact, volume, entry, options)
         return ImageResult(image=entry, output=output, outcome="found")
     result = segmenter.segment(
         volume,
         image=entry.name or None,
         overwrite=overwrite,
-        retry_failed=retry_failed and status == "partial",
+        retry_failed=retry_failed and made is not None and _has_failed(output),
         **place,
         **options,
     )
     return ImageResult(image=entry, output=result.output, outcome="done", result=result)
+
+
+def _has_failed(output: Path) -> bool:
+    """Tell whether blocks of an earlier run failed there; raises as `read_journal`."""
+    journal = read_journal(output)
+    return journal is not None and journal.count("failed") > 0
 
 
 def _stopped(results: Sequence[ImageResult], n_images: int) -> InterruptedRunError:

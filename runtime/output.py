@@ -23,41 +23,17 @@ from zarr.codecs import ZstdCodec
 
 from unet_deploy.errors import OutputBusyError, OutputPathError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime.disk_space import check_space, full_disk_named
+from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.journal import FOLDER, STATUS_VALUES, Journal, create_journal, remove
 from unet_deploy.runtime.label_group import begin_label_group, drop_objects, list_label
 from unet_deploy.runtime.layout import LABELS_NAME, PROVENANCE_KEY, Kind, OutputSpec, multiscales_of, omero_of
 from unet_deploy.runtime.ome import image_label_attributes, merge_attributes
-from unet_deploy.runtime.output_paths import (
-    check_output_path,
-    find_store,
-    is_stillborn,
-    read_provenance,
-    remove_partial_files,
-    require_free,
-)
+from unet_deploy.runtime.output_paths import require_free
 from unet_deploy.runtime.pyramid import reduce_mean, reduce_mode
-
-__all__ = [
-    "check_output_path",
-    "check_space",
-    "count_regions",
-    "create_output",
-    "downsample_region",
-    "find_store",
-    "finish_output",
-    "full_disk_named",
-    "is_stillborn",
-    "mark_running",
-    "read_provenance",
-    "remove_partial_files",
-    "write_block",
-    "write_status",
-]
 
 ZSTD_LEVEL = 1
 
-REDUCE: dict[Kind, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+_REDUCE: dict[Kind, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
     "labels": reduce_mode,
     "probabilities": reduce_mean,
 }
@@ -162,7 +138,7 @@ def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
     for kind in spec.kinds:
         absent = tuple(i for i, axis in enumerate("tczyx") if axis not in spec.axes_of(kind))
         read = np.asarray(_open(spec, kind, level - 1)[spec.to_layout(kind, source)])
-        values[kind] = REDUCE[kind](np.expand_dims(read, absent))
+        values[kind] = _REDUCE[kind](np.expand_dims(read, absent))
     count = 1 + spec.levels_within(level, spec.region)
     _write_levels(spec, values, level=level, count=count, t=t, z=z, y=y, x=x)
 
@@ -181,7 +157,7 @@ def _write_levels(
     """Write a box of `level`, given as (t, c, z, y, x), and what it is in the levels below, `count` in all."""
     for deeper in range(count):
         if deeper:
-            values = {kind: REDUCE[kind](array) for kind, array in values.items()}
+            values = {kind: _REDUCE[kind](array) for kind, array in values.items()}
         e = spec.level_extents(level + deeper)
         rows, columns = (
             slice(side.start >> deeper, min(-(-side.stop >> deeper), extent)) for side, extent in ((y, e.y), (x, e.x))

@@ -29,7 +29,7 @@ from unet_deploy.runtime.holding import MIN_FREE_BYTES, check_memory
 from unet_deploy.runtime.instances import require_rule
 from unet_deploy.runtime.layout import KINDS, split_kinds
 from unet_deploy.runtime.machine import read_memory
-from unet_deploy.runtime.place import find_place
+from unet_deploy.runtime.place import find_place, require_objects_fit
 from unet_deploy.runtime.preparation import prepare
 from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.results import SegmentationResult, require_whole
@@ -217,6 +217,7 @@ def segment(
         wants_instances=wants_objects,
     )
     spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
+    require_objects_fit(place, spec, wants_instances=wants_objects)
     if table is not None:
         check_table_path(Path(table), overwrite=overwrite or place.begun is not None)
     if check_free_space and place.begun is None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet_deploy.errors import UsageError
+from unet_deploy.errors import ConfigurationError, UsageError
 from unet_deploy.runtime.label_group import require_label_target
+from unet_deploy.runtime.layout import OutputSpec
 from unet_deploy.runtime.output_paths import check_output_path
 from unet_deploy.runtime.preparation import Preparation
 from unet_deploy.runtime.resume import Begun, find_begun, is_unborn
@@ -77,3 +78,19 @@ def find_place(
     may_replace = overwrite or begun is not None or is_unborn(target)
     check_output_path(target, volume=Path(info.path), overwrite=may_replace, is_label_group=into_labels is not None)
     return Place(target=target, begun=begun, may_replace=may_replace, again=again and begun is not None)
+
+
+def require_objects_fit(place: Place, spec: OutputSpec, *, wants_instances: bool) -> None:
+    """Refuse to change labels whose objects were numbered before, unless they are numbered anew.
+
+    Raises
+    ------
+    ConfigurationError
+        If they would be left as they are.
+    """
+    if place.begun is not None and not wants_instances and Path(spec.instances_path).exists():
+        raise ConfigurationError(
+            f"the objects of {place.target} would no longer fit its labels, some of which are made now",
+            f"they were numbered before, in {spec.instances_path}",
+            fix="number them anew with --write instances, beside what else was written",
+        )

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from unet_deploy.errors import InterruptedRunError, ReadError
+from unet_deploy.runtime.block_runs import RunTotals, run_blocks, run_pyramid
 from unet_deploy.runtime.block_table import write_block_table
 from unet_deploy.runtime.drift import Finding, check_drift, require_no_drift
 from unet_deploy.runtime.engines import EngineDescription
 from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
 from unet_deploy.runtime.engines.runner import choose_runner
-from unet_deploy.runtime.execute import Job, ProgressCallback, RunTotals, run_blocks, run_pyramid
+from unet_deploy.runtime.execute import Job, ProgressCallback
 from unet_deploy.runtime.holding import hold, reason_to_hold
 from unet_deploy.runtime.instances import (
     InstanceResult,
@@ -85,7 +86,7 @@ def carry_out(run: Run, client: Any) -> SegmentationResult:
     client
         A ``distributed.Client``, whose workers see volume and output.
     """
-    if run.ready.level_choice is not None:
+    if run.ready.level_choice is not None and run.ready.volume.info.level:
         logger.info(run.ready.level_choice)
     measured = _measure(run, client)
     info, plan = run.ready.volume.info, run.ready.plan
@@ -118,7 +119,7 @@ def carry_out(run: Run, client: Any) -> SegmentationResult:
         }
         result = SegmentationResult(
             output=run.place.target,
-            labels=Path(run.spec.path) / run.spec.labels_path if "labels" in run.spec.kinds else None,
+            labels=run.place.target / run.spec.labels_path if "labels" in run.spec.kinds else None,
             status="region" if not is_whole else "partial" if failed else "complete",
             plan=plan,
             engine=run.engine,
@@ -153,7 +154,14 @@ def _measure(run: Run, client: Any) -> Measured:
         assert percentiles is not None
         found = None if run.place.begun is None else run.place.begun.statistics
         if found is None or found.percentiles != percentiles or len(found.ranges) != len(ready.channels):
-            found = measure_volume(ready.volume, ready.channels, percentiles, client, progress=run.progress)
+            found = measure_volume(
+                ready.volume,
+                ready.channels,
+                percentiles,
+                client,
+                cache_bytes=ready.plan.cache_bytes,
+                progress=run.progress,
+            )
         normaliser = choose_normaliser(card, info.dtype, input_range=None, source=info.path, measured=found.ranges)
     seconds = time.perf_counter() - start
     return Measured(normaliser=normaliser, statistics=found, findings=findings, seconds=seconds)
@@ -163,7 +171,12 @@ def _compare(run: Run, client: Any) -> tuple[Finding, ...]:
     ready = run.ready
     try:
         findings = check_drift(
-            ready.volume, ready.artifact.card, ready.channels, client, input_range=run.input_range
+            ready.volume,
+            ready.artifact.card,
+            ready.channels,
+            client,
+            input_range=run.input_range,
+            cache_bytes=ready.plan.cache_bytes,
         )
     except ReadError as error:  # a damaged chunk is a failed block, which says so; the others can be done
         logger.warning("the volume was not compared with the training images: %s", error.headline)
@@ -223,10 +236,11 @@ def _make_blocks(run: Run, measured: Measured, client: Any, journal: Journal) ->
         job,
         client,
         journal,
-        hold(plan.order(run.region), reason),
+        plan.order(run.region),
         total=wanted,
         retry_failed=run.retry_failed,
         again=run.place.again,
+        hold=lambda due: hold(due, reason),
         should_stop=run.should_stop,
         progress=run.progress,
     )

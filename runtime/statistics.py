@@ -60,6 +60,8 @@ class Counting:
     searches: tuple[PercentileSearch, ...]
     piece: tuple[int, int, int, int]
     """(t, z, y, x) of a piece that does not touch the volume's far border."""
+    cache_bytes: int = 0
+    """What a process may keep of decoded chunks, for the passes after this one."""
 
     @property
     def n_pieces(self) -> int:
@@ -82,7 +84,14 @@ class Counting:
 def count_piece(counting: Counting, index: int) -> tuple[int, list[npt.NDArray[np.int64]]]:
     """Return a piece's number of pixels, and its counts by channel; the Dask task."""
     place = counting.place(index)
-    pixels = counting.volume.read(c=counting.channels, **place)  # (t, c, z, y, x)
+    pixels = counting.volume.read(  # (t, c, z, y, x)
+        t=place["t"],
+        c=counting.channels,
+        z=place["z"],
+        y=place["y"],
+        x=place["x"],
+        cache_bytes=counting.cache_bytes,
+    )
     axes = [axis for axis in counting.volume.info.axes if axis != "c"]
     where = ", ".join(f"{axis} {place[axis].start}:{place[axis].stop}" for axis in axes)
     source = f"{counting.volume.info.path} at {where}"
@@ -96,6 +105,7 @@ def measure_volume(
     percentiles: tuple[float, float],
     client: Any,
     *,
+    cache_bytes: int = 0,
     progress: ProgressCallback | None = None,
 ) -> VolumeStatistics:
     """Return the grey values at two percentiles of each channel, over the whole volume.
@@ -110,6 +120,8 @@ def measure_volume(
         Two of 0..100, low first.
     client
         A ``distributed.Client``, whose workers see the volume.
+    cache_bytes
+        What a process may keep of decoded chunks. Only a volume that fits is kept; 0 for one that is still growing.
     progress
         Called after every piece, with the stage ``"statistics"``.
 
@@ -126,7 +138,11 @@ def measure_volume(
     count = math.prod(volume.extent(axis) for axis in "tzyx")
     search = PercentileSearch.begin(info.dtype, count, percentiles, source=info.path)
     counting = Counting(
-        volume=volume, channels=each, searches=(search,) * len(each), piece=piece_shape(info, n_channels=len(each))
+        volume=volume,
+        channels=each,
+        searches=(search,) * len(each),
+        piece=piece_shape(info, n_channels=len(each)),
+        cache_bytes=volume.cache_for_all(each, cache_bytes),
     )
     total, done, pixels = counting.n_pieces * search.n_passes, 0, 0
     for _ in range(search.n_passes):

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import uuid
 from collections.abc import Collection, Sequence
@@ -85,6 +86,15 @@ class Volume:
         assert axis in tuple(AXES), axis
         return self.info.shape[self.info.axes.index(axis)] if axis in self.info.axes else 1
 
+    def cache_for_all(self, channels: Collection[int], cache_bytes: int) -> int:
+        """Return `cache_bytes` if they hold all chunks of these channels, else 0: what to read the whole volume with.
+
+        A pass over more than that would push out what it has just decoded, and all that others need.
+        """
+        values = math.prod(-(-n // c) * c for n, c in zip(self.info.shape, self.info.chunks, strict=True))
+        values = values // self.extent("c") * len({*channels})
+        return cache_bytes if values * np.dtype(self.info.dtype).itemsize <= cache_bytes else 0
+
     def forget_chunks(self) -> None:
         """Drop what this process keeps of its decoded chunks; to be called when a run is over."""
         CHUNKS.forget(self.token)
@@ -139,6 +149,8 @@ class Volume:
         data = decode(tuple(window[axis].slice if axis != "c" else as_index(channels) for axis in stored))
         if stored != self.info.axes:
             data = data.transpose([stored.index(axis) for axis in self.info.axes])
+        if "c" not in self.info.axes and len(channels) > 1:  # the one there is, for each that is asked for
+            data = np.stack([data] * len(channels), axis=1 if "t" in self.info.axes else 0)
         sizes = [len(channels) if axis == "c" else window[axis].size for axis in AXES]
         return np.ascontiguousarray(data, dtype=self.info.dtype).reshape(sizes)
 

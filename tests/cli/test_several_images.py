@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,26 @@ def test_a_setting_that_suits_none_is_said_once(cli: Cli, plate: Path, tiny_mode
     assert "error[output-path]: several images are to be segmented, and the output all.ome.zarr is named" in store.err
 
 
+def test_what_differs_in_all_fields_is_said_once(cli: Cli, plate: Path, tiny_model: Path) -> None:
+    for name in NAMES[1:]:
+        shutil.rmtree(plate / name)
+        write_image(plate / name, np.zeros((70, 90), np.uint8), axes="yx", version="0.4", levels=1)
+    done = cli("segment", "plate.zarr", "--model", tiny_model, *FLAGS)
+    assert done.code == 0
+    assert done.err.splitlines() == [
+        "A/1/1 differs in one way from what the model was trained on",
+        "  all grey values looked at are 0: there is nothing to segment [constant]",
+        "    what to do: check the channel, the level and the file",
+    ]
+    lines = done.out.splitlines()
+    assert "unlike" not in lines[0]
+    assert all(line.endswith(", unlike the training images: constant") for line in lines[1:4])
+    assert logging.getLogger("unet_deploy.runtime.run").level == logging.INFO
+    strict = cli("segment", "plate.zarr", "--strict", "-o", "strict", "--model", tiny_model, *FLAGS)
+    assert strict.code == 6
+    assert strict.out.splitlines()[1].startswith("A/1/1: failed: [value-range] ")
+
+
 def test_plan_lists_what_would_be_segmented(cli: Cli, plate: Path, tiny_model: Path) -> None:
     done = cli("plan", "plate.zarr", "--model", tiny_model, "--engine", "onnxruntime-cpu")
     assert (done.code, done.err) == (0, "")
@@ -135,3 +156,16 @@ def test_the_level_of_a_pyramid_is_said(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(cli("plan", "em.zarr", "--no-probe", "--json").out)["level_choice"] == said
     assert f"level       {said}" in cli("plan", "em.zarr", "--no-probe").out
     assert json.loads(cli("plan", "em.zarr", "--no-probe", "--json", "--level", "0").out)["level_choice"] is None
+
+
+def test_plan_says_how_the_volume_differs(cli: Cli, tmp_path: Path) -> None:
+    path = write_image(
+        tmp_path / "em.zarr", 4 * make_pixels((9, 128)).astype("uint16"), axes="yx", version="0.5", scale=(1, 1)
+    )
+    said = json.loads(cli("plan", "em.zarr", "--no-probe", "--json", "--input-range", "0:1020").out)
+    assert said["differs_from_training"] == ["pixels are 2 nm, the model was trained at 4 nm: a factor of 2.0"]
+    for chunk in chunk_files(path / "1"):
+        chunk.write_bytes(b"no zstd")
+    said = cli("plan", "em.zarr", "--no-probe", "--input-range", "0:1020")
+    assert said.code == 0
+    assert "differs" not in said.out

@@ -106,13 +106,20 @@ def test_only_the_fields_that_a_plate_lists_are_its(tmp_path: Path) -> None:
 
 
 def test_a_well_that_is_not_there_is_not_left_out(tmp_path: Path) -> None:
-    plate = write_plate(tmp_path / "plate.zarr")
-    edit_document(plate / ".zattrs", plate={"wells": [{"path": "A/1"}, {"path": "A/3"}]})
-    for look in (list_images, open_volume):
-        with pytest.raises(NotAVolumeError, match="the plate lists the well A/3, and there is no well") as caught:
-            look(plate)  # type: ignore[operator]
-        assert "copy the plate again" in caught.value.fix
-    assert value_of(open_volume(plate, image="A/1/1")) == 1
+    plate = write_plate(tmp_path / "plate.zarr", wells=4)
+    edit_document(plate / ".zattrs", plate={"wells": [{"path": f"A/{n}"} for n in (1, 2, 3, 4, 9)]})
+    (plate / "A" / "2" / ".zattrs").write_text("broken")
+    edit_document(plate / "A" / "3" / ".zattrs", well={"images": []})
+    names = [entry.name for entry in list_images(plate)]
+    assert names == ["A/1/0", "A/1/1", "A/2", "A/3", "A/4/0", "A/4/1", "A/9"]
+    assert value_of(open_volume(plate, image="A/4/1")) == 31
+    for name, error, words in (
+        ("A/2", UnsupportedMetadataError, "the metadata is not valid JSON"),
+        ("A/3", SeveralImagesError, "found 2 images:\n  0\n  1"),  # which of them it means, it does not say
+        ("A/9", VolumeNotFoundError, "there is nothing at"),
+    ):
+        with pytest.raises(error, match=words):
+            open_volume(plate, image=name)
 
 
 def test_a_field_that_is_not_there_is_listed_and_fails_when_opened(tmp_path: Path) -> None:

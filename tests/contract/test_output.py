@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import pytest
 import zarr
 
 from tests.contract.volumes import write_group
+from unet_deploy.card_json import card_to_object
 from unet_deploy.errors import PartialResultError
 from unet_deploy.runtime import segment
 from unet_deploy.runtime.artifact import Artifact
@@ -368,6 +370,8 @@ def test_the_provenance_says_what_was_done(run: Callable[..., Run]) -> None:
     assert said["status"] == "complete"
     assert said["failed_blocks"] == []
     assert said["model"]["sha256"] == done.artifact.sha256
+    card = card_to_object(replace(done.artifact.card, test_tensor=None))
+    assert said["model"]["card"] == json.loads(json.dumps(card))
     assert said["model"]["classes"] == [c.name for c in done.artifact.card.classes]
     assert said["engine"]["engine"] == "fake"
     assert said["volume"]["path"] == str(done.path.parent / "brain.ome.zarr")
@@ -384,6 +388,9 @@ def test_the_provenance_says_what_was_done(run: Callable[..., Run]) -> None:
     shares = {c.name: (labels == i).mean() for i, c in enumerate(done.artifact.card.classes)}
     assert said["class_fractions"] == pytest.approx(shares)
     assert {"software", "python", "platform", "started", "seconds"} <= set(said)
+    assert {"unet-deploy", "numpy", "zarr"} <= set(said["software"])
+    assert said["engine"].keys() >= {"engine", "provider", "device", "versions"}
+    assert said["seconds"]["total"] >= said["seconds"]["blocks"] > 0
 
 
 def test_a_failed_block_is_a_hole_that_is_said(tmp_path: Path, fake_artifact: Any, fake_factory: Any) -> None:

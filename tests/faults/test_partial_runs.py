@@ -106,6 +106,14 @@ def test_what_is_left_is_counted(tmp_path: Path, volume: Path, run: Callable[...
     assert str(caught.value).startswith(f"stopped with {done} of {PLANES} blocks done")
 
 
+def test_what_is_left_of_a_run_that_was_paused_is_counted_too(tmp_path: Path, run: Callable[..., Any]) -> None:
+    run("out.zarr", region=parse_region("z=3:5"))
+    asked = iter(range(100))
+    with pytest.raises(InterruptedRunError, match=rf"^stopped with 2 of {PLANES} blocks done"):
+        run("out.zarr", should_pause=lambda: True, should_stop=lambda: next(asked) > 1)
+    assert sorted(blocks_written(tmp_path / "out.zarr")) == [3, 4]
+
+
 def test_measures_of_each_block(tmp_path: Path, volume: Path, run: Callable[..., Any]) -> None:
     run("out.zarr", table=tmp_path / "blocks.csv")
     arrays, pixels = read_arrays(tmp_path / "out.zarr"), read_arrays(volume)["0"]

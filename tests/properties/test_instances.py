@@ -165,7 +165,7 @@ def serpent(shape: tuple[int, int, int, int]) -> Labels:
 def test_scipy_finds_the_same_in_the_whole_volume(
     tmp_path: Path, client: Any, shard: tuple[int, int, int] | None, zarr_format: int, neighbours: Any, dimensions: Any
 ) -> None:
-    labels = serpent((2, 5, 75, 101))  # no side is whole blocks
+    labels = serpent((2, 3, 40, 53))  # no side is whole blocks
     grid = WriteGrid(chunk=(2, 8, 12), shard=shard)
     spec = write_labels(tmp_path / "out.zarr", labels, (2, 16, 24), grid=grid, zarr_format=zarr_format)
     rule = InstanceRule(classes=(1,), dimensions=dimensions, neighbours=neighbours)
@@ -185,7 +185,7 @@ def test_scipy_finds_the_same_in_the_whole_volume(
     assert first == sorted(first)
     largest = came == np.bincount(came[came > 0]).argmax()
     blocks = {tuple(place // np.array([1, 2, 16, 24])) for place in np.argwhere(largest)}
-    assert len(blocks) >= 5  # no test of joining otherwise
+    assert len(blocks) >= (3 if neighbours == "face" else 9)  # no test of joining otherwise
 
 
 def test_more_objects_than_16_bits_hold(tmp_path: Path, client: Any) -> None:

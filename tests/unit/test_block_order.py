@@ -12,6 +12,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.unit.test_plan import MIB, PAPER, SMALL, odd_plans, plans
 from unet_deploy.card import Network
 from unet_deploy.errors import ConfigurationError, UsageError
 from unet_deploy.geometry import Interval, UnetGeometry
+from unet_deploy.runtime._plan_fit import DECODE_COST
 from unet_deploy.runtime.block_order import CACHE_STEPS, FILLED, AxisBlocks, BlockOrder
 from unet_deploy.runtime.cost import tile_memory_bytes
 from unet_deploy.runtime.plan import PROCESS_BYTES, Extents, SegmentationPlan, plan_segmentation
@@ -112,9 +114,7 @@ def test_a_region_runs_the_blocks_that_touch_it_and_no_other(data: st.DataObject
 def test_a_region_outside_is_refused_before_any_block() -> None:
     plan = plan_of((1, 3, 900, 900), (1, 256, 256))
     for use in (plan.count, lambda region: next(plan.order(region))):
-        with pytest.raises(
-            UsageError, match=r"region z=3:4 is not inside the volume\n  z 3:4 came, the volume has z 0:3"
-        ):
+        with pytest.raises(UsageError, match=r"z 3:4 came, the volume has z 0:3"):
             use(parse_region("z=3"))
 
 
@@ -124,12 +124,10 @@ def test_blocks_that_share_deep_chunks_run_one_after_the_other() -> None:
     blocks = [plan.block(index) for index in itertools.islice(plan.order(), 8)]
     assert [(block.t, block.z.start) for block in blocks[:4]] == [(0, 0), (0, 64), (1, 0), (1, 64)]
     assert {(block.y, block.x) for block in blocks[:4]} == {(blocks[0].y, blocks[0].x)}
-    assert blocks[4].x != blocks[0].x
+    assert (blocks[4].y, blocks[4].x) != (blocks[0].y, blocks[0].x)
 
 
-@pytest.mark.parametrize(
-    ("depth", "expected"), [(1, 1), (64, 64), (100, 50), (128, 64), (96, 48), (67, 64), (5000, 64)]
-)
+@pytest.mark.parametrize(("depth", "expected"), [(1, 1), (64, 64), (100, 50), (128, 64), (67, 64), (5000, 50)])
 def test_output_chunks_are_whole_parts_of_deep_ones(depth: int, expected: int) -> None:
     assert plan_of((1, 10_000, 500, 500), (depth, 256, 256)).grid.chunk[0] == expected
 
@@ -156,26 +154,31 @@ def test_chunks_are_decoded_about_once(name: str, bytes_per_value: int) -> None:
     extents, chunk, options = WIDE[name]
     plan = plan_of(extents, chunk, bytes_per_value=bytes_per_value, **options)
     decodes = simulate(plan, plan.order())
-    assert decodes <= 1.1
     assert decodes <= plan.decodes_per_chunk + 0.005  # what the plan says is no less than what happens
-    assert plan.decodes_per_chunk <= 1.1
+    assert plan.cache_bytes <= max(1024 * MIB, plan.block_order.strip_bytes(1) / FILLED + MIB)
+    if name == "huge" and bytes_per_value > 1:  # five chunks beside each other are more than a cache may be
+        assert plan.decodes_per_chunk > 1.1
+    else:
+        assert decodes <= 1.1
 
 
-@pytest.mark.parametrize("name", ["thin-large", "times", "deep"])
-def test_the_order_is_what_makes_it_so(name: str) -> None:
+@pytest.mark.parametrize(("name", "least"), [("thin-large", 1.4), ("times", 2.9), ("deep", 1.8)])
+def test_the_order_and_the_cache_are_what_makes_it_so(name: str, least: float) -> None:
     extents, chunk, options = WIDE[name]
     plan = plan_of(extents, chunk, **options)
-    assert simulate(plan, range(plan.n_blocks)) > 1.4
-    assert simulate(plan, plan.order(), cache_bytes=0) > 1.4
+    assert simulate(plan, plan.order(), cache_bytes=0) > least
+    room = plan.cache_bytes // 2
+    assert simulate(plan, range(plan.n_blocks), cache_bytes=room) > least
+    assert simulate(plan, replace(plan, cache_bytes=room).order(), cache_bytes=room) < 1.2
 
 
-def test_blocks_that_run_a_little_out_of_order_cost_little() -> None:
+def test_blocks_that_run_out_of_order_now_and_then_cost_little() -> None:
     extents, chunk, options = WIDE["thin-large"]
     plan = plan_of(extents, chunk, **options)
     order = [*plan.order()]
-    for i in range(0, len(order) - 1, 2):  # two threads, and the second is always faster
+    for i in range(0, len(order) - 1, 20):  # the second of two threads was faster
         order[i], order[i + 1] = order[i + 1], order[i]
-    assert simulate(plan, order) <= 1.35
+    assert simulate(plan, order) <= 1.1
 
 
 def test_two_processes_share_no_cache() -> None:
@@ -190,9 +193,17 @@ def test_a_plan_whose_cache_is_too_small_says_so() -> None:
     assert plan.decodes_per_chunk >= simulate(plan, plan.order()) - 0.005
 
 
-@given(plans())
-@settings(max_examples=40, deadline=None)
-def test_what_the_plan_says_of_decodes_is_no_less_than_what_happens(plan: SegmentationPlan) -> None:
+@given(
+    extents=st.tuples(st.integers(1, 3), st.integers(1, 90), st.integers(1, 4000), st.integers(1, 9000)),
+    chunk=st.tuples(st.integers(1, 100), st.integers(100, 1500), st.integers(100, 1500)),
+    source_chunk_t=st.integers(1, 3),
+    bytes_per_value=st.sampled_from([1, 4]),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_the_plan_says_of_decodes_is_no_less_than_what_happens(
+    extents: tuple[int, int, int, int], chunk: tuple[int, int, int], source_chunk_t: int, bytes_per_value: int
+) -> None:
+    plan = plan_of(extents, chunk, source_chunk_t=source_chunk_t, bytes_per_value=bytes_per_value)
     assert simulate(plan, plan.order()) <= plan.decodes_per_chunk + 0.05
 
 
@@ -295,9 +306,8 @@ def test_the_smallest_memory_is_named_and_is_enough() -> None:
 
 def test_a_given_tile_stays_where_memory_is_short() -> None:
     free = plan_of((1, 5, 9000, 9000), (1, 256, 256), tile=(572, 572))
-    plan = plan_of(
-        (1, 5, 9000, 9000), (1, 256, 256), tile=(572, 572), max_memory_bytes=free.peak_memory_bytes - 20 * MIB
-    )
+    most = free.peak_memory_bytes - 20 * MIB
+    plan = plan_of((1, 5, 9000, 9000), (1, 256, 256), tile=(572, 572), max_memory_bytes=most)
     assert (plan.tile_y, plan.tile_x) == (572, 572)
     assert plan.cache_bytes < free.cache_bytes or plan.block_shape < free.block_shape
 
@@ -305,15 +315,13 @@ def test_a_given_tile_stays_where_memory_is_short() -> None:
 def test_more_memory_never_costs_more() -> None:
     plans = [
         plan_of((1, 5, 9000, 9000), (1, 512, 512), network=PAPER, max_memory_bytes=mib * MIB)
-        for mib in (900, 1200, 1600, 2400, 4000)
+        for mib in (700, 900, 1100, 1300, 1600)
     ]
-    ratios = [plan.flops_ratio for plan in plans]
+    ratios = [plan.flops_ratio + DECODE_COST * plan.decodes_per_chunk for plan in plans]
     assert ratios == sorted(ratios, reverse=True)
 
 
 def test_several_channels_take_their_room() -> None:
-    one = plan_of((1, 1, 9000, 9000), (1, 512, 512))
-    three = plan_of(
-        (1, 1, 9000, 9000), (1, 512, 512), network=Network(depth=4, base_width=16, in_channels=3, classes=2)
-    )
+    network = Network(depth=4, base_width=16, in_channels=3, classes=2)
+    one, three = (plan_of((1, 1, 9000, 9000), (1, 512, 512), network=n) for n in (SMALL, network))
     assert three.block_order.chunk_bytes == 3 * one.block_order.chunk_bytes

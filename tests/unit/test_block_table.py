@@ -98,7 +98,7 @@ def test_a_large_table_is_never_held_whole(tmp_path: Path, journal: Journal, suf
     if suffix == ".parquet":
         pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     plan = plan_of(Extents(t=1, z=1, y=64 * 200, x=64 * 250), block=(1, 64, 64))
-    assert plan.n_blocks == 50_000 < GROUP_ROWS
+    assert plan.n_blocks == 50_000 > 2 * GROUP_ROWS
     write_block_table(tmp_path / f"first{suffix}", journal, PLAN, class_names=CLASSES)  # imports are not its memory
     tracemalloc.start()
     try:
@@ -106,13 +106,12 @@ def test_a_large_table_is_never_held_whole(tmp_path: Path, journal: Journal, suf
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    if suffix == ".csv":
-        assert most < 2e6, most
+    assert most < (2e6 if suffix == ".csv" else 20e6), most  # a group of rows, as objects and as columns
 
 
 def test_many_row_groups_hold_every_row(tmp_path: Path, journal: Journal) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    plan = plan_of(Extents(t=1, z=1, y=64 * 256, x=64 * 257), block=(1, 64, 64))
+    plan = plan_of(Extents(t=1, z=1, y=64 * 128, x=64 * 129), block=(1, 64, 64))
     write_block_table(tmp_path / "blocks.parquet", journal, plan, class_names=CLASSES)
     with parquet.ParquetFile(tmp_path / "blocks.parquet") as file:
         assert file.num_row_groups == 2

@@ -193,13 +193,14 @@ def test_two_threads_decode_a_chunk_once() -> None:
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(slow.read, 1, 2, spent=[2])
         assert is_decoding.wait(10)
-        second = pool.submit(other.read, 1, 2, 3)
+        second = pool.submit(other.read, 1, 2, 3, spent=[1])
         while len(other.decoded) < 1:  # it decodes its own before it waits
             pass
         may_go_on.set()
         assert first.result(10) == [(1,), (2,)]
         assert second.result(10) == [(3,)]
     assert (cache.counts.decoded, cache.counts.served) == (3, 2)
+    assert cache.counts.held == 1  # 2 was spent for the first, 1 for the one that waited
 
 
 def test_one_waits_not_for_a_thread_that_failed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import zarr
 
 from tests.foreign_graphs import monai_like, save, smp_like
-from tests.tiny import make_pixels
+from tests.tiny import make_pixels, read_arrays
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import ValueRangeError
 from unet_deploy.geometry import Interval, cover_axis
+from unet_deploy.runtime import segment, segment_array
 from unet_deploy.runtime.artifact import Artifact, load_artifact
 from unet_deploy.runtime.engines.base import Batch
 from unet_deploy.runtime.engines.checked import CheckedEngine
@@ -34,7 +37,7 @@ from unet_deploy.runtime.engines.runner import ByteRunner, TileWork, choose_runn
 from unet_deploy.runtime.engines.symmetries import SymmetricEngine, TileEngine
 from unet_deploy.runtime.execute import SegmentedWindow, segment_window
 from unet_deploy.runtime.layout import Kind
-from unet_deploy.runtime.normalise import Normaliser
+from unet_deploy.runtime.normalise import Normaliser, to_labels, to_probabilities
 from unet_deploy.runtime.plan import Block
 
 Array = npt.NDArray[Any]
@@ -395,3 +398,61 @@ def test_an_adopted_network_is_answered_alike(tmp_path: Path, make: Callable[[],
     np.testing.assert_array_equal(came.labels, labels)
     np.testing.assert_array_equal(came.probabilities, probabilities)
     assert len(np.unique(probabilities)) > 1
+
+
+# A run.
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_sparse_volume_is_what_the_network_says_everywhere(tmp_path: Path, fake_artifact: Any, batch: int) -> None:
+    shape, made = (3, 300, 260), []
+    array = zarr.create_array(tmp_path / "v.zarr", shape=shape, chunks=(1, 64, 64), dtype="uint8", fill_value=40)
+    array[1, 64:128, :64] = make_pixels((64, 64))  # the rest is not even there
+    array[2] = 255
+
+    def factory(artifact: Artifact) -> FakeEngine:
+        made.append(FakeEngine(artifact.card.network))
+        return made[-1]
+
+    artifact = fake_artifact(depth=2, classes=3)
+    result = segment(tmp_path / "v.zarr", model=artifact, engine_factory=factory, tile=(76, 92), batch=batch)
+    came = read_arrays(result.output)
+    labels, probabilities = came["labels/segmentation/0"], came["0"]
+    padding = [(-w.start, w.stop - n) for n in shape[1:] if (w := artifact.card.geometry.whole_window(n))]
+    (engine,) = made
+    asked, shapes = engine.calls, engine.shapes
+    for z, plane in enumerate(array[...]):
+        logits = engine.infer(np.pad(plane, padding, mode="reflect").astype(np.float32)[None, None])[0]
+        logits = logits[:, : shape[1], : shape[2]]
+        np.testing.assert_array_equal(labels[z], to_labels(logits))
+        np.testing.assert_array_equal(probabilities[:, z], to_probabilities(logits))
+    assert result.n_empty == 2  # a plane is a block
+    tile = 76, 92
+    assert (1, 1, *tile) in shapes
+    cores = [artifact.card.geometry.core_side(side) for side in tile]
+    n_tiles = math.prod(-(-n // core) for n, core in zip(shape[1:], cores, strict=True))
+    assert asked <= 2 + n_tiles // 2  # of 3 * n_tiles: one for each value, and those that see the chunk
+
+
+def test_a_dask_array_is_answered_too(fake_artifact: Any, fake_factory: Any) -> None:
+    import dask.array
+
+    pixels = np.zeros((2, 150, 140), np.uint8)
+    pixels[1, :70, :60] = make_pixels((70, 60))
+    made: list[FakeEngine] = []
+
+    def factory(artifact: Artifact) -> FakeEngine:
+        made.append(fake_factory(artifact))
+        return made[-1]
+
+    array = dask.array.from_array(pixels, chunks=(1, 150, 140))
+    settings: dict[str, Any] = {"model": fake_artifact(depth=1, classes=4), "tile": (40, 40)}
+    came = segment_array(array, engine_factory=factory, **settings).compute(scheduler="synchronous")
+    whole = FakeEngine(settings["model"].card.network)
+    geometry = settings["model"].card.geometry
+    padding = [(-w.start, w.stop - n) for n in pixels.shape[1:] if (w := geometry.whole_window(n))]
+    for z, plane in enumerate(pixels):
+        logits = whole.infer(np.pad(plane, padding, mode="reflect").astype(np.float32)[None, None])[0]
+        np.testing.assert_array_equal(came[z], to_labels(logits[:, :150, :140]))
+    core = geometry.core_side(40)
+    assert made[0].calls < -(-150 // core) * -(-140 // core)  # of twice as many

@@ -16,7 +16,7 @@ from tests.contract.volumes import AXES, DTYPES, KINDS, make_pixels, write_array
 from unet_deploy.errors import ReadError
 from unet_deploy.runtime import open_volume
 from unet_deploy.runtime.grey_values import (
-    MOST_CHUNKS,
+    CHUNK_COST,
     PART_VALUES,
     SMALLEST_SAMPLE,
     count_grey_values,
@@ -123,8 +123,9 @@ def test_tiny_chunks_are_not_all_read(tmp_path: Path) -> None:
     volume = open_volume(tmp_path / "v.zarr")
     plan = plan_sampling(volume, (0,), sample_values=2**26)
     n_chunks = len(plan.boxes) * -(-plan.grid.box[1] // 4) * -(-plan.grid.box[2] // 4)
-    assert 4096 < n_chunks <= MOST_CHUNKS + 1000
+    assert 2**26 // CHUNK_COST // 2 < n_chunks < 2**26 // CHUNK_COST * 1.1
     assert len(plan.boxes) >= SMALLEST_SAMPLE
+    assert len(plan_sampling(volume, (0,), sample_values=2**21).boxes) == 2
     assert len(plan_sampling(volume, (0,), sample_values=None).boxes) == plan.grid.n_boxes
 
 

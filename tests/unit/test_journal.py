@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_deploy.errors import JournalError, NoSpaceError, OutputBusyError
@@ -100,6 +100,7 @@ def as_record(index: int, status: Status, first: int) -> BlockRecord:
 RETRIES = st.lists(st.builds(as_record, st.integers(0, 5), st.sampled_from(STATUSES), st.integers(0, 64)), max_size=20)
 
 
+@settings(max_examples=30, deadline=None)
 @given(records=RETRIES)
 def test_only_the_last_word_on_a_block_counts(
     tmp_path_factory: pytest.TempPathFactory, records: list[BlockRecord]
@@ -126,6 +127,7 @@ def test_only_the_last_word_on_a_block_counts(
         assert totals_of(again) == before
 
 
+@pytest.mark.slow
 def test_a_large_journal_costs_little_memory(tmp_path: Path) -> None:
     """A status, a place in the file, and sums: no object a block."""
     count = 10**5
@@ -272,6 +274,18 @@ def test_what_a_later_release_says_more_is_passed_over(output: Path) -> None:
     found = read_journal(output)
     assert found is not None
     assert found.status_of(3) == "done"
+
+
+def test_a_run_whose_volume_has_grown_goes_on_with_another_fingerprint(output: Path) -> None:
+    with reopen_journal(output, PRINT) as journal:
+        journal.amend({**PRINT, "tile": (204, 204)})
+        journal.add(BlockRecord(index=3, status="done", class_counts=(1, 1)))
+    with pytest.raises(JournalError, match=r"was begun by a run with other inputs or parameters"):
+        reopen_journal(output, PRINT)
+    with reopen_journal(output, {**PRINT, "tile": (204, 204)}) as journal:
+        assert journal.n_recorded == 4
+        assert journal.class_totals == (12, 6)
+        assert [record.index for record in journal.iter_records()] == [0, 1, 2, 3]
 
 
 def test_two_runs_on_one_output_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.contract.test_images import write_plate, write_series
 from tests.contract.volumes import chunk_files, write_image
-from tests.tiny import read_arrays, snapshot
+from tests.tiny import read_arrays, read_provenance, snapshot
 from unet_deploy.errors import (
     InterruptedRunError,
     NoSpaceError,
@@ -292,3 +292,20 @@ def test_one_engine_serves_all(plate: Path, options: dict[str, Any]) -> None:
     changed = {**options, "engine_factory": factory}
     segment_images(plate, on_result=lambda _: after_each.append(len(opened)), **changed)
     assert after_each == [1, 1, 1, 1]
+
+
+def test_failed_blocks_of_a_killed_run_are_run_again_too(plate: Path, options: dict[str, Any]) -> None:
+    named = {**options, "images": ["A/1/0"]}
+    (damaged,) = chunk_files(plate / "A" / "1" / "0" / "0")[:1]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"no zstd")
+    with pytest.raises(PartialResultError, match="1 of 1 images failed"):
+        segment_images(plate, **named)
+    with pytest.raises(PartialResultError, match=r"\[output-exists\] the output .* exists, and 1 of its blocks failed"):
+        segment_images(plate, **named)
+    damaged.write_bytes(whole)
+    output = default_output(plate, "A/1/0")
+    document = output / ".zattrs"
+    document.write_text(document.read_text().replace('"partial"', '"running"'))  # killed before it was finished
+    assert outcomes(segment_images(plate, retry_failed=True, **named)) == {"A/1/0": "done"}
+    assert read_provenance(output)["status"] == "complete"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from unet_deploy.runtime.many import ImageResult
     from unet_deploy.runtime.preparation import Preparation
 
+EACH_RUN = "unet_deploy.runtime.run"
+"""The log in which a run says how its volume differs, and which level it took."""
 TimeTile = Callable[["Preparation"], tuple[float, "EngineDescription"]]
 
 
@@ -66,9 +70,15 @@ def segment_each(volume: Path, *, output_folder: Path | None, as_json: bool, **o
 
     started = time.perf_counter()
     try:
-        segment_images(
-            volume, output_folder=output_folder, on_start=show.start, on_result=note, progress=show.progress, **options
-        )
+        with _each_run_silent():
+            segment_images(
+                volume,
+                output_folder=output_folder,
+                on_start=show.start,
+                on_result=note,
+                progress=show.progress,
+                **options,
+            )
     finally:  # what is done is shown whatever ends the loop
         if as_json:
             show_json({"volume": str(volume), "images": [_to_object(result) for result in found]})
@@ -76,11 +86,28 @@ def segment_each(volume: Path, *, output_folder: Path | None, as_json: bool, **o
             _show_summary(found, time.perf_counter() - started)
 
 
+@contextmanager
+def _each_run_silent() -> Iterator[None]:
+    """Keep runs from saying what is said here once for all: a plate has hundreds, all alike. Not with --debug."""
+    log = logging.getLogger(EACH_RUN)
+    before = log.level
+    if logging.getLogger("unet_deploy").level > logging.INFO:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 class _Lines:
-    """A line for each image that ends; while one takes long, one on stderr every few seconds."""
+    """A line for each image that ends; while one takes long, one on stderr every few seconds.
+
+    How images differ from the training images is said in full of the first that differs so.
+    """
 
     def __init__(self, *, to_stderr: bool) -> None:
         self._to_stderr = to_stderr
+        self._said: set[str] = set()
         self._name, self._next = "", 0.0
 
     def start(self, image: ImageEntry) -> None:
@@ -93,6 +120,12 @@ class _Lines:
             typer.echo(f"{self._name}: {progress.stage}: {progress.done}/{progress.total} {rate}".rstrip(), err=True)
 
     def end(self, found: ImageResult) -> None:
+        from unet_deploy.runtime.drift import describe_findings
+
+        new = [] if found.result is None else [f for f in found.result.findings if f.code not in self._said]
+        if new:
+            self._said |= {finding.code for finding in new}
+            typer.echo("\n  ".join(describe_findings(new, source=found.image.name)), err=True)
         typer.echo(f"{found.image.name}: {_words_of(found)}", err=self._to_stderr)
 
 

@@ -15,6 +15,7 @@ from unet_deploy.cli._images import holds_several, plan_each
 from unet_deploy.cli._report import describe_engine, format_bytes, format_seconds, show_json, show_rows
 
 if TYPE_CHECKING:
+    from unet_deploy.runtime.drift import Finding
     from unet_deploy.runtime.engines import EngineDescription
     from unet_deploy.runtime.preparation import Preparation
 
@@ -71,11 +72,13 @@ def plan(
         (None, None) if no_probe else _time_tile(ready, device=device, engine=engine, threads=threads)
     )
     share = ready.plan.count(wanted) / ready.plan.n_blocks
+    differs = _look_at_grey_values(ready, input_range=options["input_range"])
     facts: dict[str, Any] = {
         **ready.plan.to_object(),
         "blocks_wanted": ready.plan.count(wanted),
         "level": ready.volume.info.level,
         "level_choice": ready.level_choice,
+        "differs_from_training": [finding.text for finding in differs],
         "memory_available_bytes": read_memory().available_bytes,
         "statistics_bytes": ready.statistics_bytes,
         "output": spec.path,
@@ -92,6 +95,17 @@ def plan(
         show_json(facts)
     else:
         _show(ready, facts, timed)
+
+
+def _look_at_grey_values(ready: Preparation, *, input_range: tuple[float, float] | None) -> tuple[Finding, ...]:
+    """Return how a small sample differs from the training images; the run looks at more."""
+    from unet_deploy.errors import ReadError
+    from unet_deploy.runtime.drift import glance_at_drift
+
+    try:
+        return glance_at_drift(ready.volume, ready.artifact.card, ready.channels, input_range=input_range)
+    except ReadError:  # the run says which blocks cannot be read
+        return ()
 
 
 def _time_tile(ready: Preparation, *, device: str, engine: str | None, threads: int) -> tuple[float, EngineDescription]:
@@ -122,6 +136,7 @@ def _show(ready: Preparation, facts: dict[str, Any], timed: EngineDescription | 
         ("volume", f"{info.path}: {info.axes} {' × '.join(map(str, info.shape))} {info.dtype}"),
         ("model", f"{ready.artifact.card.name} ({ready.artifact.source})"),
         *([] if ready.level_choice is None else [("level", ready.level_choice)]),
+        *(("differs", text) for text in facts["differs_from_training"]),
         ("tiles", f"{p.n_tiles} of {p.tile_y} × {p.tile_x} px, each keeping {core}"),
         *([("tta", f"each tile {p.passes} times, turned and mirrored, and the mean of the results")] if p.tta else []),
         ("blocks", f"{p.n_blocks} of {' × '.join(map(str, p.block_shape))} (z y x)"),

@@ -18,7 +18,7 @@ def segment(
     model: flags.ModelOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="STORE", help="Default: VOLUME_segmentation.ome.zarr beside it."),
+        typer.Option("--output", "-o", metavar="STORE", help="Default: VOLUME_segmentation.ome.zarr beside it. Of a plate: a folder."),
     ] = None,
     into_labels: Annotated[
         str | None,
@@ -98,25 +98,21 @@ def segment(
     stopped or killed goes on with the same command. Of a plate, a series or a TIFF file of several images each is
     segmented, or one with --image; --output is then a folder for the results.
     """
+    from unet_deploy.cli._images import holds_several, segment_each
     from unet_deploy.runtime import pipeline
     from unet_deploy.runtime.holding import MIN_FREE_BYTES
     from unet_deploy.runtime.layout import KINDS
     from unet_deploy.runtime.machine import lower_priority
 
-    wanted = flags.parse_region(region, plane)
-    min_free_bytes = flags.parse_size(min_free_disk, flag="--min-free-disk")
-    max_memory_bytes = flags.parse_size(max_memory, flag="--max-memory")
-    if low_priority:
-        lower_priority()
+    free = flags.parse_size(min_free_disk, flag="--min-free-disk")
     options: dict[str, Any] = {
-        "model": flags.load_model(model, trust_engine=trust_engine),
         "into_labels": into_labels,
         "overwrite": overwrite,
         "write": write or KINDS,
         "channels": channel or (),
         "axes": axes,
         "level": level,
-        "region": wanted,
+        "region": flags.parse_region(region, plane),
         "input_range": flags.parse_input_range(input_range),
         "strict": strict,
         "objects": objects or (),
@@ -129,21 +125,27 @@ def segment(
         "threads": threads,
         "tile": flags.parse_tile(tile),
         "batch": batch,
-        "max_memory_bytes": max_memory_bytes,
+        "max_memory_bytes": flags.parse_size(max_memory, flag="--max-memory"),
         "tta": tta,
         "scheduler": scheduler,
         "scheduler_file": scheduler_file,
         "check_free_space": not no_space_check,
-        "min_free_bytes": MIN_FREE_BYTES if min_free_bytes is None else min_free_bytes,
+        "min_free_bytes": MIN_FREE_BYTES if free is None else free,
         "retry_failed": retry_failed,
     }
-    with stop_on_interrupt("the blocks in flight are finished") as should_stop, pause_on_signal() as should_pause:
+    if low_priority:
+        lower_priority()
+    with (
+        stop_on_interrupt("the blocks in flight are finished") as should_stop,
+        pause_on_signal() as should_pause,
+    ):
         options |= {"should_stop": should_stop, "should_pause": should_pause}
+        options["model"] = flags.load_model(model, trust_engine=trust_engine)
         if holds_several(volume, image):
             segment_each(volume, output_folder=output, as_json=as_json, **options)
             return
         with show_progress() as progress:
-            result = pipeline.segment(volume, output=output, image=image, progress=progress, **options)
+            result = pipeline.segment(volume, image=image, output=output, progress=progress, **options)
     if as_json:
         show_json(result_to_object(result))
     else:

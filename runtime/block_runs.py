@@ -1,0 +1,135 @@
+"""Run the blocks of a plan through Dask, and write down what becomes of each; then the pyramid's last levels.
+
+1. Blocks are run in the order given; those that the journal has are passed over, unless they are to be made again.
+2. Each report is written into the journal before the next is waited for, and then added up and forgotten.
+3. A block that its workers did not survive is a failed block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unet_deploy.runtime.engines.memory import Rung
+from unet_deploy.runtime.execute import BlockReport, Job, Progress, ProgressCallback, failure_report, run_block
+from unet_deploy.runtime.journal import Journal
+from unet_deploy.runtime.layout import OutputSpec
+from unet_deploy.runtime.output import count_regions, downsample_region
+from unet_deploy.runtime.scheduling import run_tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTotals:
+    """Sums over the blocks that were run by one call of `run_blocks`, those that failed among them.
+
+    The times are of all threads together. `rungs` are those of the worker that had to go furthest down. `left` is how
+    many blocks the call was to see done and did not.
+    """
+
+    blocks: int = 0
+    pixels: int = 0
+    read_s: float = 0.0
+    infer_s: float = 0.0
+    write_s: float = 0.0
+    rungs: tuple[Rung, ...] = ()
+    left: int = 0
+
+
+def run_blocks(
+    job: Job,
+    client: Any,
+    journal: Journal,
+    order: Iterable[int | None],
+    *,
+    total: int,
+    retry_failed: bool = False,
+    again: bool = False,
+    hold: Callable[[Iterator[int | None]], Iterator[int | None]] = iter,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: ProgressCallback | None,
+) -> RunTotals:
+    """Run blocks through a ``distributed.Client``, and write each into the journal.
+
+    Parameters
+    ----------
+    job, client, journal
+        What to do, where, and where it is written down; the journal is open.
+    order
+        The blocks to see done, each once, in the order to run them; None where there is none just now. Those that the
+        journal has are passed over.
+    total
+        How many blocks `order` would give to its end.
+    retry_failed, again
+        Whether blocks that failed are run again; whether all are.
+    hold
+        Stands between the blocks that are to be run and their being begun, where it may put in None: not now.
+    should_stop
+        Asked before each block; once it says so, the blocks in flight are finished and no other begun.
+    progress
+        Called after every block.
+
+    Returns
+    -------
+    RunTotals
+    """
+    start = time.perf_counter()
+    totals = RunTotals(left=total)
+    found = 0
+    given = iter(order)
+
+    def due() -> Iterator[int | None]:
+        nonlocal found
+        for index in given:
+            if index is None or journal.is_due(index, retry_failed=retry_failed, again=again):
+                yield index
+            else:
+                found += 1
+
+    def killed(index: int, reason: str) -> BlockReport:
+        return failure_report(job.plan.block(index), f"the workers that ran it died: {reason}")
+
+    for report in run_tasks(client, run_block, (job,), hold(due()), should_stop=should_stop, on_killed=killed):
+        journal.add(report.record)
+        totals = _add(totals, report)
+        if progress is not None:
+            progress(
+                Progress(
+                    stage="segment",
+                    done=found + totals.blocks,
+                    total=total,
+                    failed=journal.count("failed"),
+                    pixels=totals.pixels,
+                    seconds=time.perf_counter() - start,
+                )
+            )
+    for index in given:  # not asked for any more, after a stop
+        if index is None:
+            break
+        found += not journal.is_due(index, retry_failed=retry_failed, again=again)
+    return replace(totals, left=total - found - totals.blocks)
+
+
+def _add(totals: RunTotals, report: BlockReport) -> RunTotals:
+    return RunTotals(
+        blocks=totals.blocks + 1,
+        pixels=totals.pixels + report.pixels,
+        read_s=totals.read_s + report.read_s,
+        infer_s=totals.infer_s + report.infer_s,
+        write_s=totals.write_s + report.write_s,
+        rungs=max(totals.rungs, report.rungs, key=len),  # workers climb the same ladder, some further
+    )
+
+
+def run_pyramid(spec: OutputSpec, client: Any, *, progress: ProgressCallback | None) -> None:
+    """Make the pyramid's levels that the blocks could not, from the finest one that they made."""
+    start = time.perf_counter()
+    total = sum(count_regions(spec, level) for level in spec.passes)
+    done = 0
+    for level in spec.passes:
+        for _ in run_tasks(client, downsample_region, (spec, level), count_regions(spec, level)):
+            done += 1
+            if progress is not None:
+                seconds = time.perf_counter() - start
+                progress(Progress(stage="pyramid", done=done, total=total, failed=0, pixels=0, seconds=seconds))

@@ -1,0 +1,160 @@
+"""A run of a part: the numbers of a whole run, and the next command goes on with the rest."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from tests.conftest import ArtifactFactory
+from tests.tiny import make_pixels, snapshot, write_image
+from unet_deploy.errors import ConfigurationError, InterruptedRunError, OutputExistsError, UsageError
+from unet_deploy.runtime import Progress, parse_region, segment
+from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.engines.fake import FakeEngine
+from unet_deploy.runtime.output_paths import read_provenance
+
+Run = Callable[..., Any]
+PLANE = 70 * 90
+ARRAYS = ("0", "labels/segmentation/0", "unet_deploy_run")
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    """A volume of 12 planes, each a block."""
+    return write_image(tmp_path / "brain.zarr", make_pixels((12, 70, 90)))
+
+
+@pytest.fixture
+def run(
+    volume: Path, tmp_path: Path, fake_artifact: ArtifactFactory, fake_factory: Callable[[Artifact], FakeEngine]
+) -> Run:
+    """Segment it into a store of a name."""
+
+    def call(name: str, **options: Any) -> Any:
+        return segment(
+            volume,
+            output=tmp_path / f"{name}.zarr",
+            model=fake_artifact(),
+            engine_factory=fake_factory,
+            **options,
+        )
+
+    return call
+
+
+def values_of(store: Path) -> dict[str, Any]:
+    """Return an output's arrays."""
+    return {name: zarr.open_array(store / name)[...] for name in ARRAYS}
+
+
+def status_of(store: Path) -> Any:
+    """Return what an output says it is."""
+    found = read_provenance(store)
+    assert found is not None
+    return found["status"]
+
+
+def test_a_region_has_the_numbers_of_the_whole_and_the_rest_follows(run: Run) -> None:
+    whole = run("whole")
+    assert whole.plan.n_blocks == 12
+    expected = values_of(whole.output)
+    part = run("part", region=parse_region("z=1:3,y=7:8"))
+    assert (part.status, status_of(part.output)) == ("region", "region")
+    assert part.pixels == 2 * PLANE
+    found = values_of(part.output)
+    assert found["unet_deploy_run"].ravel().tolist() == [0, 1, 1, *[0] * 9]
+    for name in ARRAYS[:2]:
+        np.testing.assert_array_equal(found[name][..., 1:3, :, :], expected[name][..., 1:3, :, :])
+        assert not found[name][..., 3:, :, :].any()
+    assert zarr.open_group(part.output).attrs["ome"]  # opens in a viewer as it is
+    more = run("part", region=parse_region("z=2:5"))
+    assert (more.status, more.blocks_found, more.pixels) == ("region", 1, 2 * PLANE)
+    rest = run("part")
+    assert (rest.status, status_of(rest.output)) == ("complete", "complete")
+    assert rest.pixels == 8 * PLANE
+    for name, value in values_of(rest.output).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_a_region_outside_is_refused_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(UsageError, match=r"z"):
+        run("part", region=parse_region("z=11:13"))
+    assert snapshot(tmp_path) == before
+
+
+def test_a_part_of_a_finished_output_is_made_again_only_if_told(run: Run, volume: Path) -> None:
+    first = run("out")
+    before = values_of(first.output)
+    array: Any = zarr.open_array(volume / "0", mode="r+")
+    array[1] = 255 - array[1]  # mended
+    with pytest.raises(OutputExistsError, match=r"exists"):
+        run("out", region=parse_region("z=1:2,y=0:1,x=0:1"))
+    again = run("out", region=parse_region("z=1:2,y=0:1,x=0:1"), overwrite=True)
+    assert again.status == "complete"
+    assert again.pixels == PLANE
+    found, fresh = values_of(again.output), values_of(run("fresh").output)
+    label = "labels/segmentation/0"
+    np.testing.assert_array_equal(found[label], fresh[label])
+    assert [z for z in range(12) if (found[label][z] != before[label][z]).any()] == [1]
+    assert again.class_fractions == pytest.approx(
+        {name: float((found[label] == i).mean()) for i, name in enumerate(again.class_fractions)}
+    )
+
+
+def test_a_part_made_again_and_broken_off_is_gone_on_with(run: Run) -> None:
+    first = run("out")
+    told: list[Progress] = []
+    with pytest.raises(InterruptedRunError, match=r"^stopped with \d of 8 blocks done"):
+        part = {"region": parse_region("z=2:10"), "overwrite": True}
+        run("out", **part, should_stop=lambda: bool(told), progress=told.append)
+    assert status_of(first.output) == "running"
+    rest = run("out")
+    assert rest.status == "complete"
+    assert 0 < rest.pixels < 8 * PLANE  # what was made again in time is not made a third time
+
+
+def test_objects_are_not_left_behind_by_labels_that_change(run: Run) -> None:
+    first = run("out", write=["labels", "instances"])
+    assert first.instances is not None
+    with pytest.raises(ConfigurationError, match=r"^the objects of .* would no longer fit its labels") as caught:
+        run("out", write=["labels"], region=parse_region("z=0"), overwrite=True)
+    assert "--write instances" in caught.value.fix
+    again = run("out", write=["labels", "instances"], region=parse_region("z=0"), overwrite=True)
+    assert again.instances is not None
+    assert again.instances.count == first.instances.count
+
+
+def test_objects_wait_for_the_whole_volume(run: Run) -> None:
+    part = run("out", write=["labels", "instances"], region=parse_region("z=0"))
+    assert part.instances is None
+    assert not (part.output / "labels" / "instances").exists()
+    assert run("out", write=["labels", "instances"]).instances is not None
+
+
+def test_a_table_has_a_row_for_each_block(run: Run, tmp_path: Path) -> None:
+    result = run("out", table=tmp_path / "blocks.csv", region=parse_region("z=0:2"))
+    assert result.table == tmp_path / "blocks.csv"
+    rows = [*csv.DictReader((tmp_path / "blocks.csv").read_text(encoding="utf-8").splitlines())]
+    assert len(rows) == result.plan.n_blocks
+    assert {row["status"] for row in rows} == {"done", "pending"}
+    assert sum(int(row["pixels"]) for row in rows if row["status"] == "done") == result.pixels
+
+
+def test_a_paused_run_goes_on(run: Run) -> None:
+    states = iter([False, True, True])
+    told: list[Progress] = []
+    result = run("out", should_pause=lambda: next(states, False), progress=told.append)
+    assert result.status == "complete"
+    assert [p.done for p in told if p.stage == "segment"] == [*range(1, 13)]
+
+
+def test_a_run_that_is_paused_can_be_stopped(run: Run) -> None:
+    with pytest.raises(InterruptedRunError, match=r"^stopped with 0 of 12 blocks done"):
+        run("out", should_pause=lambda: True, should_stop=lambda: True)
