@@ -22,6 +22,7 @@ import numpy as np
 from common import save
 
 from unet_deploy.card import ClassInfo
+from unet_deploy.cli._report import peak_memory_bytes
 from unet_deploy.geometry import Interval
 from unet_deploy.runtime.instances import InstanceRule, number_instances
 from unet_deploy.runtime.layout import OutputSpec
@@ -99,8 +100,6 @@ def write_labels(store: Path, side: int) -> None:
 
 def number(store: Path, side: int) -> dict[str, Any]:
     """Number the objects of a store, and say what that took."""
-    import resource  # of POSIX only
-
     spec = spec_of(store, side)
     start = time.perf_counter()
     with connect(None) as client:
@@ -108,11 +107,10 @@ def number(store: Path, side: int) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     cells = side // CELL
     assert result.by_class == {"disc": cells**2, "line": cells}, result
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "side": side,
         "objects": result.count,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory_bytes(),
         "seconds": round(seconds, 1),
         "mpx_per_s": round(side**2 / seconds / 1e6, 1),
     }

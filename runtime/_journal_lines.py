@@ -23,7 +23,9 @@ MAX_BLOCKS = 2**28
 """Of a run; a byte and an offset are held for each."""
 Status = Literal["done", "empty", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-Fields = tuple[int, Status, tuple[int, ...], float | None, float | None, str | None]
+PENDING: Literal["pending"] = "pending"
+"""What a line says of a block that is to be done once more: what was said of it before is no longer so."""
+Fields = tuple[int, Status | Literal["pending"], tuple[int, ...], float | None, float | None, str | None]
 """Of a `BlockRecord`, in its order."""
 _CHECKSUM_BYTES = 9  # in hexadecimal, and a space
 _INTEGERS = {int}
@@ -61,6 +63,11 @@ def record_line(record: BlockRecord) -> bytes:
         if (said := getattr(record, name)) is not None:
             value[name] = said
     return _line(value)
+
+
+def pending_line(index: int) -> bytes:
+    """Return the line of a block that is to be done once more."""
+    return _line({"block": index, "status": PENDING})
 
 
 def whole_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -106,6 +113,7 @@ def read_record(line: bytes, number: int | str, path: Path) -> BlockRecord:
         If it is damaged, or no record of a block.
     """
     index, status, counts, confidence, saturated, reason = read_fields(line, number, path)
+    assert status != PENDING, line
     return BlockRecord(
         index=index, status=status, class_counts=counts, confidence=confidence, saturated=saturated, reason=reason
     )
@@ -126,7 +134,7 @@ def read_fields(line: bytes, number: int | str, path: Path) -> Fields:
     is_record = (
         type(index) is int
         and 0 <= index < MAX_BLOCKS
-        and status in STATUSES
+        and (status in STATUSES or status == PENDING)
         and isinstance(counts, list | tuple)
         and set(map(type, counts)) <= _INTEGERS
         and (confidence is None or type(confidence) is float)

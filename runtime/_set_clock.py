@@ -67,7 +67,7 @@ def _wake_node(node: Any) -> None:
 
 
 def _senders(node: Any) -> Iterable[Any]:
-    """Return what bundles messages: the client's and a worker's to the scheduler, and the scheduler's to all of them."""
+    """Return what bundles messages: a client's and a worker's to the scheduler, and the scheduler's to each of them."""
     found = [getattr(node, "scheduler_comm", None), getattr(node, "batched_stream", None)]
     for name in ("stream_comms", "client_comms"):
         found += list(getattr(node, name, {}).values())

@@ -109,7 +109,7 @@ class ChunkCache:
         """
         left = [*places]
         while left:
-            found, promised, mine = self._claim(source, left, is_spent=is_spent, each=each)
+            found, promised, mine = self._claim(source, left, each=each)
             try:
                 for place, pixels in found:
                     use(place, pixels)
@@ -127,14 +127,14 @@ class ChunkCache:
                     left.append(place)
                 else:
                     use(place, promise.pixels)
-                    self._serve((source, place), is_spent=is_spent(place), each=each)
+                    self._count_served(each)
+        self._drop(source, filter(is_spent, places))  # not before: a block that runs late may come by meanwhile
 
     def _claim(
         self,
         source: Source,
         places: Iterable[Place],
         *,
-        is_spent: Callable[[Place], bool],
         each: int,
     ) -> tuple[list[tuple[Place, Pixels]], list[tuple[Place, _Promise]], dict[Place, None]]:
         """Return what is here, what other threads will have, and what the caller must decode now."""
@@ -147,10 +147,7 @@ class ChunkCache:
                 if key in self._kept:
                     found.append((place, self._kept[key]))
                     self._served += each
-                    if is_spent(place):
-                        self._remove(key)
-                    else:
-                        self._kept.move_to_end(key)
+                    self._kept.move_to_end(key)
                 elif key in self._promised:
                     self._promised[key].waiting += 1
                     promised.append((place, self._promised[key]))
@@ -189,11 +186,15 @@ class ChunkCache:
     def _remove(self, key: Key) -> None:
         self._bytes -= _cost(self._kept.pop(key))
 
-    def _serve(self, key: Key, *, is_spent: bool, each: int) -> None:
+    def _drop(self, source: Source, places: Iterable[Place]) -> None:
+        with self._lock:
+            for place in places:
+                if (source, place) in self._kept:
+                    self._remove((source, place))
+
+    def _count_served(self, each: int) -> None:
         with self._lock:
             self._served += each
-            if is_spent and key in self._kept:
-                self._remove(key)
 
 
 def compact(pixels: Pixels) -> Pixels:

@@ -27,7 +27,7 @@ from unet_deploy.runtime.execute import segment_window
 from unet_deploy.runtime.layout import require_kinds
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
 from unet_deploy.runtime.ome import require_axes
-from unet_deploy.runtime.plan import Block, Extents, plan_segmentation
+from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT, Block, Extents, plan_segmentation
 from unet_deploy.runtime.preparation import plan_for, resolve_model
 from unet_deploy.runtime.windows import WindowPlan, plan_window, spread
 
@@ -152,6 +152,21 @@ def segment_array(
     result = dask.array.block(_insert_channel_level(nested[0]))  # (t, c, z, y, x)
     kept = {*axes} - {"c"} | ({"c"} if kind == "probabilities" else set())
     return result[tuple(slice(None) if axis in kept else 0 for axis in "tczyx")]
+
+
+def segment_pixels(pixels: npt.NDArray[Any], **options: Any) -> npt.NDArray[np.uint8]:
+    """Return the segmentation of an array in memory: what `segment_array` gives, computed. Parameters and errors as there.
+
+    >>> segment_pixels(np.zeros((40, 50), np.uint8)).shape
+    (40, 50)
+    """
+    import dask
+    import dask.array
+
+    lazy = segment_array(dask.array.from_array(pixels, chunks=pixels.shape), **options)
+    with dask.config.set(scheduler="threads", num_workers=BLOCKS_IN_FLIGHT):
+        result: npt.NDArray[np.uint8] = lazy.compute()
+    return result
 
 
 def _measure(

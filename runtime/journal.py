@@ -21,18 +21,20 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from unet_deploy.errors import OutputBusyError
 from unet_deploy.runtime._fingerprint import plain, require_same
 from unet_deploy.runtime._journal_lines import (
     MAX_BLOCKS,
+    PENDING,
     STATUSES,
     BlockRecord,
     Status,
     damaged,
     head_line,
     is_head,
+    pending_line,
     read_fields,
     read_head,
     read_record,
@@ -101,6 +103,19 @@ class Journal:
         offset = self._end
         self._append(record_line(record))
         self._take(record.index, record.status, record.class_counts, record.reason, offset)
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Write down that blocks are to be done once more, those that were never done aside.
+
+        Raises
+        ------
+        NoSpaceError
+            If the disk is full.
+        """
+        known = [index for index in blocks if self.status_of(index) is not None]
+        self._append(b"".join(map(pending_line, known)))
+        for index in known:
+            self._take(index, PENDING, (), None, 0)
 
     def amend(self, fingerprint: Mapping[str, Any]) -> None:
         """Let the run go on with another fingerprint, since its volume has grown; its blocks stay what they are.
@@ -196,13 +211,23 @@ class Journal:
             os.fsync(self._file.fileno())
         self._end += len(line)
 
-    def _take(self, index: int, status: Status, counts: tuple[int, ...], reason: str | None, offset: int) -> None:
+    def _take(
+        self,
+        index: int,
+        status: Status | Literal["pending"],
+        counts: tuple[int, ...],
+        reason: str | None,
+        offset: int,
+    ) -> None:
         """Let the line at `offset` be the last word on a block."""
         if (short := index + 1 - len(self._values)) > 0:
             self._values.extend(bytes(short))
             self._offsets.frombytes(bytes(short * self._offsets.itemsize))
         if self._values[index]:
             self._forget(index)
+            self._values[index] = 0
+        if status == PENDING:
+            return
         self._values[index], self._offsets[index] = STATUS_VALUES[status], offset
         self._counts[status] += 1
         if status == "failed":

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from unet_deploy.errors import ConfigurationError, OutputPathError, UnsupportedMetadataError
+from unet_deploy.errors import ConfigurationError, InputDataError, OutputPathError, UnsupportedMetadataError
 from unet_deploy.runtime._remote import RemoteDirectory, as_location
 from unet_deploy.runtime._zarr_metadata import Node, read_node
 from unet_deploy.runtime.journal import FOLDER
@@ -135,7 +135,7 @@ def _require_not_consolidated(group: Path) -> None:
     try:
         is_v3 = (group / "zarr.json").is_file()
         node = read_node(group) if is_v3 else None
-    except UnsupportedMetadataError:
+    except InputDataError:
         return  # of a folder above the volume: whatever it is, it lists nothing
     if node is not None and node.document.get("consolidated_metadata") is not None:
         where, fix = node.file, "remove the key consolidated_metadata there"

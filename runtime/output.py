@@ -21,14 +21,14 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
-from unet_deploy.errors import OutputBusyError, OutputPathError
+from unet_deploy.errors import OutputPathError, UnetDeployError
 from unet_deploy.geometry import Interval
 from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.journal import FOLDER, STATUS_VALUES, Journal, create_journal, remove
 from unet_deploy.runtime.label_group import begin_label_group, drop_objects, list_label
 from unet_deploy.runtime.layout import LABELS_NAME, PROVENANCE_KEY, Kind, OutputSpec, multiscales_of, omero_of
 from unet_deploy.runtime.ome import image_label_attributes, merge_attributes
-from unet_deploy.runtime.output_paths import require_free
+from unet_deploy.runtime.output_paths import GROUP_FILES, require_free
 from unet_deploy.runtime.pyramid import reduce_mean, reduce_mode
 
 ZSTD_LEVEL = 1
@@ -62,11 +62,11 @@ def create_output(
         require_free(path, is_label_group=spec.is_label_group)
     try:
         journal = create_journal(path, fingerprint)
-        for entry in path.iterdir():
-            if entry.name != FOLDER:
-                remove(entry)
         if spec.is_label_group:
             begin_label_group(spec)
+        for entry in sorted(path.iterdir(), key=lambda e: e.name in GROUP_FILES):  # last what says that it is ours
+            if entry.name != FOLDER:
+                remove(entry)
         root = zarr.create_group(
             spec.path,
             zarr_format=spec.zarr_format,
@@ -79,11 +79,11 @@ def create_output(
             for level in range(spec.n_levels):
                 name = spec.array_path(kind, level)
                 create_array(spec, spec.path, name, kind=kind, level=level, dtype="uint8")
-    except OutputBusyError:
-        raise
-    except OSError as error:
+    except BaseException as error:
         if journal is not None:
             journal.close()
+        if not isinstance(error, OSError) or isinstance(error, UnetDeployError):
+            raise
         raise OutputPathError(
             f"the output {path} cannot be written: {error.strerror or error}",
             f"{type(error).__name__} at {error.filename or path}",
@@ -175,14 +175,12 @@ def write_status(spec: OutputSpec, journal: Journal) -> None:
         zarr.open_array(spec.path, path=FOLDER, mode="r+")[...] = image
 
 
-def mark_running(spec: OutputSpec) -> None:
+def mark_running(spec: OutputSpec, provenance: Mapping[str, Any]) -> None:
     """Say of an output that a run goes on with: what it holds is no result until that has ended, its objects least."""
     if "labels" in spec.kinds:
         drop_objects(spec)
     with full_disk_named(f"while writing the metadata at {spec.path}"):
-        root = zarr.open_group(spec.path, mode="r+")
-        provenance: Any = root.attrs[PROVENANCE_KEY]
-        root.attrs[PROVENANCE_KEY] = {**provenance, "status": "running"}
+        zarr.open_group(spec.path, mode="r+").attrs[PROVENANCE_KEY] = {**provenance, "status": "running"}
 
 
 def finish_output(spec: OutputSpec, *, provenance: Mapping[str, Any], source: str | None) -> None:

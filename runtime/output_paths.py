@@ -19,6 +19,8 @@ from unet_deploy.runtime.layout import PROVENANCE_KEY
 
 _PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
 _NODE_FILES = ("zarr.json", ".zgroup", ".zarray")
+GROUP_FILES = ("zarr.json", ".zgroup", ".zattrs")
+"""What makes a folder a group, and says whose it is."""
 
 
 def check_output_path(output: Path, *, volume: Path, overwrite: bool, is_label_group: bool = False) -> None:
@@ -103,7 +105,10 @@ def require_free(output: Path, *, is_label_group: bool = False) -> None:
 
 def is_stillborn(output: Path) -> bool:
     """Tell whether a folder holds nothing but the journal of a run that was killed before it made the store."""
-    return output.is_dir() and [entry.name for entry in output.iterdir()] == [FOLDER]
+    if not output.is_dir():
+        return False
+    names = {entry.name for entry in output.iterdir()}
+    return FOLDER in names and names <= {FOLDER, *GROUP_FILES[1:]}  # half a group of Zarr v2 is none
 
 
 def find_store(path: Path) -> Path | None:

@@ -211,10 +211,17 @@ def _begin(run: Run, measured: Measured) -> tuple[Journal, dict[str, Any]]:
             run.spec, fingerprint=fingerprint, provenance=provenance, overwrite=run.place.may_replace
         )
         return journal, provenance
+    provenance = {**provenance, "parts": run.place.begun.parts}
     journal = reopen_journal(run.place.target, fingerprint)
-    remove_partial_files(run.place.target)
-    mark_running(run.spec)
-    return journal, {**provenance, "parts": run.place.begun.parts}
+    try:
+        remove_partial_files(run.place.target)
+        mark_running(run.spec, provenance)
+        if run.place.again:
+            journal.forget(run.ready.plan.order(run.region))
+    except BaseException:
+        journal.close()
+        raise
+    return journal, provenance
 
 
 def _make_blocks(run: Run, measured: Measured, client: Any, journal: Journal) -> RunTotals:
@@ -239,7 +246,6 @@ def _make_blocks(run: Run, measured: Measured, client: Any, journal: Journal) ->
         plan.order(run.region),
         total=wanted,
         retry_failed=run.retry_failed,
-        again=run.place.again,
         hold=lambda due: hold(due, reason),
         should_stop=run.should_stop,
         progress=run.progress,

@@ -324,6 +324,7 @@ class _Run:
             attempt.worker = held[attempt.future.key]
             if attempt.worker not in self.workers.stalled:
                 self.workers.stalled.add(attempt.worker)
+                self.sent = None  # the others may not be able to fetch it from there, so it is sent to them
                 logger.warning(
                     "worker %s has not finished part %d in %.0f s: others do it too, and it gets no more until it ends",
                     attempt.worker,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_deploy.runtime.artifact import Artifact
-from unet_deploy.runtime.dask_array import segment_array
+from unet_deploy.runtime.dask_array import segment_array, segment_pixels
 from unet_deploy.runtime.dask_client import connect
 from unet_deploy.runtime.engines.cache import EngineFactory, drop_engines
 from unet_deploy.runtime.pipeline import SegmentationResult, segment
@@ -105,10 +105,4 @@ class Segmenter:
 
     def segment_pixels(self, pixels: npt.NDArray[Any], **options: Any) -> npt.NDArray[np.uint8]:
         """Return the segmentation of an array in memory; parameters and errors as of `segment_array`."""
-        import dask
-        import dask.array
-
-        lazy = self.segment_array(dask.array.from_array(pixels, chunks=pixels.shape), **options)
-        with dask.config.set(scheduler="threads", num_workers=2):  # one computes while the other reads
-            labels: npt.NDArray[np.uint8] = lazy.compute()
-        return labels
+        return segment_pixels(pixels, model=self.artifact, **{**self._options, **options})

@@ -50,7 +50,7 @@ from unet_deploy.runtime._zarr_metadata import (
     read_node,
     shorten,
 )
-from unet_deploy.runtime.chunk_cache import CHUNKS
+from unet_deploy.runtime.chunk_cache import CHUNKS, ENTRY_BYTES
 from unet_deploy.runtime.images import choose_entry, list_images
 from unet_deploy.runtime.ome import AXES, LevelTransform, MultiscaleImage
 from unet_deploy.runtime.volume_info import Level, VolumeInfo, describe_info
@@ -91,9 +91,12 @@ class Volume:
 
         A pass over more than that would push out what it has just decoded, and all that others need.
         """
-        values = math.prod(-(-n // c) * c for n, c in zip(self.info.shape, self.info.chunks, strict=True))
-        values = values // self.extent("c") * len({*channels})
-        return cache_bytes if values * np.dtype(self.info.dtype).itemsize <= cache_bytes else 0
+        sizes = [
+            (n, c) for n, c, axis in zip(self.info.shape, self.info.chunks, self.info.axes, strict=True) if axis != "c"
+        ]
+        pixels = math.prod(n for n, _ in sizes) * len({*channels})
+        needed = pixels * np.dtype(self.info.dtype).itemsize + ENTRY_BYTES * math.prod(-(-n // c) for n, c in sizes)
+        return cache_bytes if needed <= cache_bytes else 0
 
     def forget_chunks(self) -> None:
         """Drop what this process keeps of its decoded chunks; to be called when a run is over."""

@@ -25,7 +25,7 @@ from tests.contract.volumes import AXES, KINDS, StoreKind, chunk_files, make_pix
 from unet_deploy.card import Network
 from unet_deploy.errors import ReadError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime.chunk_cache import CHUNKS
+from unet_deploy.runtime.chunk_cache import CHUNKS, ENTRY_BYTES
 from unet_deploy.runtime.grey_values import sample_volume
 from unet_deploy.runtime.plan import Extents, SegmentationPlan, plan_segmentation
 from unet_deploy.runtime.scheduling import connect
@@ -216,7 +216,7 @@ def test_a_run_decodes_each_chunk_about_once(tmp_path: Path, name: str, threads:
     assert plan.n_blocks >= 18
     read_in_order(volume, plan, threads=threads)
     n_chunks = math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True))
-    assert n_chunks <= store.asked.total() <= 1.1 * n_chunks
+    assert n_chunks <= store.asked.total() <= (1.1 if threads == 1 else 1.25) * n_chunks  # two may run out of order
     assert CHUNKS.counts.decoded == store.asked.total()
     assert CHUNKS.counts.served > 0
     assert CHUNKS.counts.held_bytes <= plan.cache_bytes
@@ -230,12 +230,15 @@ def test_without_a_cache_they_are_decoded_for_each_window(tmp_path: Path) -> Non
     assert CHUNKS.counts.decoded == CHUNKS.counts.held == 0
 
 
-@pytest.mark.parametrize("room", [3 * 3 * 64 * 64 * 2, 3 * 3 * 64 * 64 * 2 - 1])
+NEEDED = 150 * 170 * 2 + 9 * ENTRY_BYTES
+
+
+@pytest.mark.parametrize("room", [NEEDED, NEEDED - 1])
 def test_a_pass_over_everything_keeps_it_only_if_all_of_it_fits(tmp_path: Path, room: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 99, (150, 170), dtype=np.uint16)
     path = write_array(tmp_path / "v", pixels, axes="yx", kind=KIND["v3-zstd"], chunks=(64, 64))
     volume, store = counted(path)
-    fits = room >= 3 * 3 * 64 * 64 * 2
+    fits = room == NEEDED
     assert volume.cache_for_all((0,), room) == (room if fits else 0)
     sampled = sample_volume(volume, (0,), None, sample_values=None, cache_bytes=room)
     assert sampled.pixels == 150 * 170
@@ -243,6 +246,8 @@ def test_a_pass_over_everything_keeps_it_only_if_all_of_it_fits(tmp_path: Path, 
     with connect(None) as client:
         measured = measure_volume(open_volume(path), (0,), (1, 99), client, cache_bytes=room)
     assert measured.ranges == (tuple(np.percentile(pixels, (1, 99), method="inverted_cdf")),)
-    assert CHUNKS.counts.held == (18 if fits else 0)
+    assert CHUNKS.counts.decoded == (18 if fits else 0)
+    CHUNKS.forget(volume.token)
+    sample_volume(volume, (0,), None, sample_values=None, cache_bytes=room)
     volume.read(z=Interval(0, 1), y=Interval(0, 150), x=Interval(0, 170), cache_bytes=room)
-    assert store.asked.total() == (9 if fits else 18)
+    assert store.asked.total() == (18 if fits else 27)

@@ -96,6 +96,7 @@ def write_volume(path: Path, store: Store, extents: dict[str, int] = EXTENTS, *,
         if store.sharded
         else None,
         zarr_format=2 if store.version == "0.4" else 3,
+        dimension_names=list(store.axes) if store.version == "0.5" else None,
     )
     return pixels
 

@@ -55,7 +55,7 @@ KIND = {kind.name: kind for kind in KINDS}
 CASES = [
     (kind, axes, DTYPES[(index + turn) % len(DTYPES)])
     for index, kind in enumerate(KINDS)
-    for turn, axes in enumerate(("yx", AXES[1 + index % 4], "tczyx"))
+    for turn, axes in enumerate(("yx", AXES[1 + index % (len(AXES) - 2)], "tczyx"))
 ]
 
 

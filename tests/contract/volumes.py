@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 from unet_deploy.runtime.ome import LevelTransform, OmeVersion, multiscales_attributes
 
 DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
-AXES = ("yx", "zyx", "cyx", "tyx", "czyx", "tczyx")
+AXES = ("yx", "zyx", "cyx", "tyx", "czyx", "tzyx", "tcyx", "tczyx")
 EXTENTS = {"t": 2, "c": 3, "z": 5, "y": 21, "x": 19}
 CHUNKS = {"t": 1, "c": 2, "z": 2, "y": 8, "x": 7}  # ragged at every far edge
 

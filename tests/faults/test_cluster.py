@@ -130,7 +130,7 @@ def test_a_task_is_not_blamed_for_its_neighbour(tmp_path: Path) -> None:
         ) as cluster,
         client_of(cluster, workers=1) as client,
     ):
-        found = list(run_tasks(client, die_at_three, ("x",), 8, on_killed=lambda i, reason: lost.setdefault(i, reason)))
+        found = list(run_tasks(client, die_at_three, ("x",), 8, on_killed=lost.setdefault))
     assert sorted(i for i in found if isinstance(i, int)) == [0, 1, 2, 4, 5, 6, 7]
     assert list(lost) == [3]
     assert found[-1] == lost[3] or len(found) == 8

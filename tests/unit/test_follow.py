@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,14 @@ import zarr
 from tests.contract.volumes import KINDS, StoreKind, write_array
 from tests.tiny import CARD, NETWORK
 from unet_deploy.card import ModelCard, Normalisation
-from unet_deploy.errors import ConfigurationError, InterruptedRunError, ReadError, UsageError, VolumeNotFoundError
+from unet_deploy.errors import (
+    ConfigurationError,
+    InterruptedRunError,
+    JournalError,
+    ReadError,
+    UsageError,
+    VolumeNotFoundError,
+)
 from unet_deploy.runtime._arrivals import Arrivals
 from unet_deploy.runtime._block_chunks import find_block_chunks
 from unet_deploy.runtime._chunk_files import ChunkFiles, describe_files
@@ -32,8 +40,9 @@ from unet_deploy.runtime.follow import (
     run_following,
     wait_for_volume,
 )
+from unet_deploy.runtime.journal import BlockRecord, create_journal, read_journal, reopen_journal
 from unet_deploy.runtime.plan import Extents, SegmentationPlan, plan_segmentation
-from unet_deploy.runtime.volume import open_volume
+from unet_deploy.runtime.volume import open_volume, reopen_volume
 from unet_deploy.runtime.volume_info import VolumeInfo
 from unet_deploy.runtime.windows import plan_window
 
@@ -646,3 +655,33 @@ def test_a_volume_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
         clock=clock,
         sleep=lambda s: setattr(clock, "now", clock.now + s),
     )
+
+
+def test_a_volume_that_grows_is_opened_again_as_long_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "v.zarr"
+    array = zarr.create_array(folder, shape=(3, 64, 64), chunks=(1, 64, 64), dtype="uint8")
+    array[...] = 7
+    info = open_volume(folder, axes="zyx").info
+    shorter = reopen_volume(replace(info, shape=(2, 64, 64), grows="z"))
+    assert shorter.extent("z") == 2
+    assert pickle.loads(pickle.dumps(shorter)).info == shorter.info
+    assert pickle.loads(pickle.dumps(shorter)).token == shorter.token != reopen_volume(shorter.info).token
+    for shape, axis in (((2, 64, 64), ""), ((4, 64, 64), "z"), ((3, 64, 32), "z")):
+        with pytest.raises(ReadError, match="the volume is not what it was when it was opened"):
+            reopen_volume(replace(info, shape=shape, grows=axis))
+
+
+def test_a_journal_goes_on_with_the_fingerprint_of_a_longer_volume(tmp_path: Path) -> None:
+    with create_journal(tmp_path, {"length": 1}) as journal:
+        journal.add(BlockRecord(index=0, status="done"))
+        journal.amend({"length": 2})
+        journal.add(BlockRecord(index=1, status="done"))
+        assert journal.fingerprint == {"length": 2}
+    found = read_journal(tmp_path)
+    assert found is not None
+    assert found.fingerprint == {"length": 2}
+    assert [record.index for record in found.iter_records()] == [0, 1]
+    with pytest.raises(JournalError, match="was begun by a run with other inputs") as caught:
+        reopen_journal(tmp_path, {"length": 1})
+    assert caught.value.details == ("length: begun with 2, now 1",)
+    reopen_journal(tmp_path, {"length": 2}).close()

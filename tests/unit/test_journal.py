@@ -326,3 +326,19 @@ def _with_checksum(text: bytes) -> bytes:
     import zlib
 
     return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def test_a_block_that_is_to_be_done_once_more_is_forgotten_for_good(tmp_path: Path) -> None:
+    with create_journal(tmp_path, PRINT) as journal:
+        for index in range(3):
+            journal.add(BlockRecord(index=index, status="done", class_counts=(index, 1)))
+        journal.add(BlockRecord(index=3, status="failed", reason="no"))
+        journal.forget([1, 3, 7])
+        assert [journal.status_of(i) for i in range(5)] == ["done", None, "done", None, None]
+        assert (journal.class_totals, journal.failures(), journal.n_recorded) == ((2, 2), (), 2)
+    with reopen_journal(tmp_path, PRINT) as journal:
+        assert [journal.status_of(i) for i in range(5)] == ["done", None, "done", None, None]
+        assert (journal.class_totals, journal.failures(), journal.n_recorded) == ((2, 2), (), 2)
+        assert [record.index for record in journal.iter_records()] == [0, 2]
+        journal.add(BlockRecord(index=1, status="done", class_counts=(5, 5)))
+        assert journal.class_totals == (7, 7)

@@ -37,6 +37,7 @@ from unet_deploy.runtime.output import (
     create_output,
     downsample_region,
     finish_output,
+    mark_running,
     write_block,
     write_status,
 )
@@ -424,6 +425,12 @@ def test_consolidated_metadata_above_would_hide_them_too(tmp_path: Path) -> None
         require_label_target(open_volume(image).info, "cells")
 
 
+@pytest.mark.parametrize("text", ["{", '{"zarr_format": 3, "node_type": "group"}'])
+def test_what_lies_above_the_volume_is_no_concern(volume: Path, text: str) -> None:
+    (volume.parent / "zarr.json").write_text(text)
+    assert require_label_target(open_volume(volume).info, "cells") == volume / "labels" / "cells"
+
+
 def test_the_disk_is_looked_at_though_there_is_no_folder_yet(volume: Path) -> None:
     spec = spec_at(require_label_target(open_volume(volume).info, "cells"))
     check_space(spec, wants_instances=True)
@@ -459,7 +466,20 @@ def test_objects_go_beside_them(volume: Path) -> None:
     assert ome["image-label"]["source"] == {"image": "../../"}
     assert ome["multiscales"][0]["name"] == "cells_instances"
 
-    # Labels that are replaced take the objects of the old ones with them.
+    # So do labels that are gone on with, and labels that are replaced: their objects would be those of others.
+    mark_running(spec)
+    said = read_provenance(Path(spec.path))
+    assert said == {"status": "running"}
+    assert listed(volume) == ["cells"]
+    assert not objects.exists()
+    assert sorted(path.name for path in (Path(spec.path) / "unet_deploy_run").iterdir() if "." not in path.name) in (
+        [],
+        ["0"],
+        ["c"],
+    )
+    with connect(None) as client:
+        number_instances(spec, rule, client)
+    finish_instances(spec, provenance={}, source=None)
     create_output(spec, fingerprint={}, provenance={}, overwrite=True).close()
     assert listed(volume) == []
     assert not objects.exists()

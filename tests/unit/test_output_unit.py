@@ -24,7 +24,7 @@ from unet_deploy.geometry import Interval
 from unet_deploy.runtime.disk_space import check_space, full_disk_named
 from unet_deploy.runtime.layout import PROVENANCE_KEY, SMALLEST_LEVEL, OutputSpec
 from unet_deploy.runtime.output import count_regions, create_output, downsample_region, finish_output, write_block
-from unet_deploy.runtime.output_paths import check_output_path, read_provenance
+from unet_deploy.runtime.output_paths import GROUP_FILES, check_output_path, is_stillborn, read_provenance
 from unet_deploy.runtime.plan import Extents, WriteGrid
 from unet_deploy.runtime.pyramid import reduce_mean, reduce_mode
 
@@ -144,6 +144,25 @@ def test_only_a_segmentation_of_ours_may_be_replaced(tmp_path: Path, what: str) 
     ) as caught:
         check_output_path(output, volume=tmp_path / "brain.zarr", overwrite=True)
     assert caught.value.fix == "choose another --output, or remove it yourself"
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_one_that_was_half_deleted_is_still_ours(tmp_path: Path, zarr_format: Any) -> None:
+    spec = make_spec(tmp_path, zarr_format=zarr_format, ome_version="0.5" if zarr_format == 3 else "0.4")
+    path = Path(spec.path)
+    create_output(spec, fingerprint={}, provenance={}, overwrite=False).close()
+    finish_output(spec, provenance={"status": "complete"}, source=None)
+    held = [entry.name for entry in path.iterdir() if entry.name not in (*GROUP_FILES, "unet_deploy_run")]
+    assert len(held) > 1
+    for name in held:  # in the order of `create_output`, and killed after each
+        shutil.rmtree(path / name)
+        assert read_provenance(path) is not None
+        check_output_path(path, volume=tmp_path / "brain.zarr", overwrite=True)
+    for file in [entry for entry in path.iterdir() if entry.name in GROUP_FILES]:
+        check_output_path(path, volume=tmp_path / "brain.zarr", overwrite=True)
+        file.unlink()
+    assert is_stillborn(path)
+    check_output_path(path, volume=tmp_path / "brain.zarr", overwrite=False)
 
 
 def test_ours_may_be_replaced(tmp_path: Path) -> None:

@@ -47,14 +47,18 @@ def segment(
     ] = False,
     objects: Annotated[
         list[str] | None,
-        typer.Option("--objects", metavar="CLASS", help="Class whose pixels are objects; repeat. Default: all but the 1st."),
+        typer.Option(
+            "--objects", metavar="CLASS", help="Class whose pixels are objects; repeat. Default: all but the first."
+        ),
     ] = None,
     object_dimensions: Annotated[
         int, typer.Option("--object-dimensions", metavar="2|3", help="Objects of single planes, or through z.")
     ] = 2,
     object_neighbours: Annotated[
         str,
-        typer.Option("--object-neighbours", metavar="face|full", help="Pixels of one object share a side, or a corner."),
+        typer.Option(
+            "--object-neighbours", metavar="face|full", help="Pixels of one object share a side, or at least a corner."
+        ),
     ] = "face",
     min_object_size: Annotated[
         int, typer.Option("--min-object-size", metavar="PX", min=0, help="Smaller objects are dropped.")
@@ -74,7 +78,8 @@ def segment(
         str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler. Default: in this process.")
     ] = None,
     scheduler_file: Annotated[
-        Path | None, typer.Option("--scheduler-file", metavar="FILE", help="What dask scheduler --scheduler-file wrote.")
+        Path | None,
+        typer.Option("--scheduler-file", metavar="FILE", help="What dask scheduler --scheduler-file wrote."),
     ] = None,
     low_priority: Annotated[
         bool, typer.Option("--low-priority", help="Let other programs on this machine come first.")
@@ -98,7 +103,6 @@ def segment(
     stopped or killed goes on with the same command. Of a plate, a series or a TIFF file of several images each is
     segmented, or one with --image; --output is then a folder for the results.
     """
-    from unet_deploy.cli._images import holds_several, segment_each
     from unet_deploy.runtime import pipeline
     from unet_deploy.runtime.holding import MIN_FREE_BYTES
     from unet_deploy.runtime.layout import KINDS
