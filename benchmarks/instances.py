@@ -58,9 +58,8 @@ def main() -> None:
             "data": "drawn",
             "what": "peak resident memory and seconds of numbering the objects of a plane, by its size",
             "command": "python benchmarks/instances.py",
-            "bytes_per_further_object": round(
-                (last["peak_memory_bytes"] - first["peak_memory_bytes"]) / max(last["objects"] - first["objects"], 1)
-            ),
+            "ratio_last_to_first": round(last["peak_memory_bytes"] / first["peak_memory_bytes"], 4),
+            "ratio_of_objects": round(last["objects"] / first["objects"], 4),
             "rows": rows,
         },
     )

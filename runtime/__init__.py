@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unet_deploy.runtime.dask_array import segment_array
     from unet_deploy.runtime.engines import CheckedEngine, Engine, EngineDescription, open_engine
     from unet_deploy.runtime.execute import Progress
+    from unet_deploy.runtime.follow import Following
     from unet_deploy.runtime.images import ImageEntry, list_images
     from unet_deploy.runtime.many import ImageResult, ManyResult, segment_images
     from unet_deploy.runtime.pipeline import segment
@@ -32,6 +33,7 @@ _HOMES = {
     "CheckedEngine": "engines",
     "Engine": "engines",
     "EngineDescription": "engines",
+    "Following": "follow",
     "ImageEntry": "images",
     "ImageResult": "many",
     "ManyResult": "many",
@@ -61,6 +63,7 @@ __all__ = [
     "CheckedEngine",
     "Engine",
     "EngineDescription",
+    "Following",
     "ImageEntry",
     "ImageResult",
     "ManyResult",

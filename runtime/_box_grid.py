@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from unet_deploy.geometry import Interval
 from unet_deploy.runtime.plan import Extents
+from unet_deploy.runtime.region import Region
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,22 @@ class BoxGrid:
         t, z = divmod(rest, nz)
         return t, z, y, x
 
+    def touching(self, part: Region | None) -> tuple[range, range, range, range]:
+        """Return the boxes that touch a part of the volume (all by default), as ranges of places along (t, z, y, x)."""
+        ranges = []
+        for axis, size, count in zip("tzyx", (1, *self.box), self.counts, strict=True):
+            along = None if part is None else part.along(axis)
+            ranges.append(range(count) if along is None else range(along.start // size, -(-along.stop // size)))
+        t, z, y, x = ranges
+        return t, z, y, x
+
+    def number(self, place: Sequence[int]) -> int:
+        """Return the number of the box at a place, the inverse of `place`."""
+        index = 0
+        for i, n in zip(place, self.counts, strict=True):
+            index = index * n + i
+        return index
+
     def neighbour(self, index: int, step: Sequence[int]) -> int | None:
         """Return the number of the box that lies a (z, y, x) step away, None outside the volume."""
         t, *place = self.place(index)
@@ -67,7 +84,4 @@ class BoxGrid:
         _, *counts = self.counts
         if not all(0 <= i < n for i, n in zip(there, counts, strict=True)):
             return None
-        number = t
-        for i, n in zip(there, counts, strict=True):
-            number = number * n + i
-        return number
+        return self.number((t, *there))

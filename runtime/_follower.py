@@ -186,17 +186,18 @@ class Follower:
         """Tell whether a block is one of those that are given."""
         return bool(self._rank[index] >= 0)
 
-    def take_back_changed(self) -> int:
-        """Take back the blocks that read a file that changed after it had arrived; return how many."""
-        before = self.n_waiting
+    def take_back_changed(self) -> list[int]:
+        """Take back the blocks that read a file that changed after it had arrived, and return them."""
+        all_taken: list[int] = []
         for number in self._arrivals.changed(self._clock()):
             place = self._chunks.blocks_of(number)
             self._missing[place] += 1
             taken = self._flat(place)
             taken = taken[self._is_given[taken]]
             self._is_given[taken] = False
-            self.n_waiting += len(taken)
-        return self.n_waiting - before
+            all_taken += taken.tolist()
+        self.n_waiting += len(all_taken)
+        return all_taken
 
     def give_again(self, blocks: Iterable[int]) -> None:
         """Give blocks again, after as long as files have to be unchanged."""

@@ -54,8 +54,9 @@ class Workers:
 
     def __init__(self, client: Any, patience: Patience, clock: AwakeClock) -> None:
         self._client, self._patience, self._clock = client, patience, clock
+        self._address = str(getattr(client.scheduler, "address", "gone"))
         self._look_at = 0.0
-        self._seen_at = clock()
+        self._seen_at = self._heard_at = clock()
         self.threads: dict[str, int] = {}
         self.stalled: set[str] = set()
 
@@ -75,17 +76,21 @@ class Workers:
         Raises
         ------
         SchedulerError
-            If nobody was there for long, or the scheduler is gone.
+            If nobody was there for long, all have too little memory to go on, or the scheduler is gone.
         """
         now = self._clock()
         if now < self._look_at:
             return False
         had_some, self.threads = bool(self.threads), self._count_threads()
-        self._look_at = now + min(self._patience.check_s, self._patience.check_s if self.threads else 1.0)
+        self._look_at = now + (self._patience.check_s if self.threads else min(self._patience.check_s, 1.0))
         self.stalled &= self.threads.keys()
         if self.threads:
             self._seen_at = now
+            if now - self._heard_at > self._patience.no_worker_s:
+                self._require_one_awake()
+                self._heard_at = now
         elif had_some:
+            self._seen_at = now
             logger.warning("no Dask worker is left; waiting for others")
         elif now - self._seen_at > self._patience.no_worker_s:
             raise SchedulerError(
@@ -95,6 +100,10 @@ class Workers:
                 "it goes on with what is done",
             )
         return True
+
+    def heard(self) -> None:
+        """Note that a task has ended, or the first was submitted after a rest."""
+        self._heard_at = self._clock()
 
     def look_soon(self) -> None:
         """Let the next look be at once."""
@@ -126,6 +135,16 @@ class Workers:
                 fix="start it and its workers anew, then give the same command: it goes on with what is done",
             )
 
+    def _require_one_awake(self) -> None:
+        """Refuse to wait for workers that Dask has paused, all of them: nothing they have would go away by itself."""
+        paused = self._client.run_on_scheduler(_find_paused)
+        if set(paused) >= self.threads.keys():
+            raise SchedulerError(
+                f"all {len(paused)} Dask workers are paused: no part was done in {self._patience.no_worker_s:.0f} s",
+                f"the scheduler is {self._address}; Dask pauses a worker above 80 % of its memory limit",
+                fix="start them with a larger --memory-limit, or 0 for none, then give the same command",
+            )
+
     def _count_threads(self) -> dict[str, int]:
         """Return the threads of each; none while the scheduler is out of reach."""
         self.require_scheduler()
@@ -136,6 +155,6 @@ class Workers:
         except OSError:
             return {}
 
-    @property
-    def _address(self) -> str:
-        return str(getattr(self._client.scheduler, "address", None) or "gone")
+
+def _find_paused(dask_scheduler: Any) -> list[str]:
+    return [address for address, worker in dask_scheduler.workers.items() if worker.status.name == "paused"]

@@ -13,10 +13,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unet_deploy.runtime.engines.memory import Rung
-from unet_deploy.runtime.execute import BlockReport, Job, Progress, ProgressCallback, failure_report, run_block
+from unet_deploy.runtime.execute import (
+    BlockReport,
+    Job,
+    Progress,
+    ProgressCallback,
+    clear_block,
+    failure_report,
+    run_block,
+)
 from unet_deploy.runtime.journal import Journal
 from unet_deploy.runtime.layout import OutputSpec
-from unet_deploy.runtime.output import count_regions, downsample_region
+from unet_deploy.runtime.output import downsample_region, list_regions
+from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.scheduling import run_tasks
 
 
@@ -35,6 +44,18 @@ class RunTotals:
     write_s: float = 0.0
     rungs: tuple[Rung, ...] = ()
     left: int = 0
+
+    def __add__(self, other: RunTotals) -> RunTotals:
+        """Return the sums over both; what is left is what the later one left."""
+        return RunTotals(
+            blocks=self.blocks + other.blocks,
+            pixels=self.pixels + other.pixels,
+            read_s=self.read_s + other.read_s,
+            infer_s=self.infer_s + other.infer_s,
+            write_s=self.write_s + other.write_s,
+            rungs=max(self.rungs, other.rungs, key=len),
+            left=other.left,
+        )
 
 
 def run_blocks(
@@ -88,7 +109,9 @@ def run_blocks(
                 found += 1
 
     def killed(index: int, reason: str) -> BlockReport:
-        return failure_report(job.plan.block(index), f"the workers that ran it died: {reason}")
+        block = job.plan.block(index)
+        clear_block(job.output, block)
+        return failure_report(block, f"the workers that ran it died: {reason}")
 
     for report in run_tasks(client, run_block, (job,), hold(due()), should_stop=should_stop, on_killed=killed):
         journal.add(report.record)
@@ -122,13 +145,16 @@ def _add(totals: RunTotals, report: BlockReport) -> RunTotals:
     )
 
 
-def run_pyramid(spec: OutputSpec, client: Any, *, progress: ProgressCallback | None) -> None:
-    """Make the pyramid's levels that the blocks could not, from the finest one that they made."""
+def run_pyramid(
+    spec: OutputSpec, client: Any, *, part: Region | None = None, progress: ProgressCallback | None
+) -> None:
+    """Make the pyramid's levels that the blocks could not, from the finest one that they made; or what a part changes."""
     start = time.perf_counter()
-    total = sum(count_regions(spec, level) for level in spec.passes)
+    pieces = {level: list_regions(spec, level, part) for level in spec.passes}
+    total = sum(map(len, pieces.values()))
     done = 0
-    for level in spec.passes:
-        for _ in run_tasks(client, downsample_region, (spec, level), count_regions(spec, level)):
+    for level, numbers in pieces.items():
+        for _ in run_tasks(client, downsample_region, (spec, level), numbers):
             done += 1
             if progress is not None:
                 seconds = time.perf_counter() - start

@@ -117,7 +117,19 @@ def run_block(job: Job, index: int) -> BlockReport:
         raise
     except Exception as error:  # a codec, the file system or the engine may raise anything; the others can go on
         logger.exception("block %d failed", index)
+        clear_block(job.output, block)
         return failure_report(block, f"{type(error).__name__}: {error}")
+
+
+def clear_block(output: OutputSpec, block: Block) -> None:
+    """Let a block that failed be 0, as is said of it: a part of it may have been written, now or by an earlier run."""
+    shape = block.z.size, block.y.size, block.x.size
+    labels = np.zeros(shape, np.uint8) if "labels" in output.kinds else None
+    probabilities = np.zeros((len(output.classes), *shape), np.uint8) if "probabilities" in output.kinds else None
+    try:
+        write_block(output, t=block.t, z=block.z, y=block.y, x=block.x, labels=labels, probabilities=probabilities)
+    except Exception as error:  # whatever made it fail may do so again
+        logger.warning("block %d may hold a part of its result: %s: %s", block.index, type(error).__name__, error)
 
 
 def failure_report(block: Block, reason: str) -> BlockReport:

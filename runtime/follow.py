@@ -212,8 +212,6 @@ def follow_blocks(
     run: RunBlocks,
     fingerprint: Callable[[Preparation, OutputSpec], Mapping[str, Any]],
     region: Region | None = None,
-    retry_failed: bool = False,
-    again: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Followed:
@@ -226,12 +224,11 @@ def follow_blocks(
     following
         How the volume is followed; None for one that grew, and is taken to be whole now.
     run
-        Runs blocks of a preparation into an output, from their numbers and how many there are in all: those that are
-        done too.
+        Runs blocks of a preparation into an output, from their numbers and how many there are in all.
     fingerprint
         That of a run on a volume of another length.
-    region, retry_failed, again
-        Which blocks are wanted.
+    region
+        What is to be made, if not all.
     should_stop
         Whether to begin nothing more.
     clock
@@ -247,9 +244,8 @@ def follow_blocks(
     """
     follower: Follower | None = None
 
-    def due() -> list[int]:
-        order = ready.plan.order(region)
-        return [i for i in order if journal.is_due(i, retry_failed=retry_failed, again=again)]
+    def due() -> list[int]:  # what failed may have been half written
+        return [i for i in ready.plan.order(region) if journal.is_due(i, retry_failed=True)]
 
     def run_pass(numbers: Iterable[int | None], n_blocks: int) -> None:
         nonlocal ready
@@ -275,6 +271,7 @@ def follow_blocks(
             follower,
             run_pass,
             failed=lambda: [record.index for record in journal.failures() if follower.is_wanted(record.index)],
+            forget=journal.forget,
             grow=grow,
             should_stop=should_stop,
         )
@@ -295,6 +292,7 @@ def run_following(
     run: Callable[[Iterable[int | None], int], None],
     *,
     failed: Callable[[], Iterable[int]],
+    forget: Callable[[Iterable[int]], None],
     grow: Callable[[int], None],
     should_stop: Callable[[], bool],
 ) -> None:
@@ -308,6 +306,8 @@ def run_following(
         Runs blocks, from their numbers and how many there are in all; the volume is to be read anew each time.
     failed
         Gives the blocks that have failed up to now.
+    forget
+        Writes down that blocks are to be done once more.
     grow
         Lets the run be one on a volume of that length, and the follower too.
     should_stop
@@ -322,10 +322,11 @@ def run_following(
             grow(follower.whole_length)
         elif follower.n_waiting:  # in vain
             return
-        elif follower.take_back_changed():
-            continue
+        elif taken := follower.take_back_changed():
+            forget(taken)
         elif attempts < ATTEMPTS and (again := [*failed()]):
             attempts += 1
+            forget(again)
             follower.give_again(again)
         elif (length := follower.last_length()) is not None:
             grow(length)

@@ -43,7 +43,9 @@ def reason_to_hold(
     except OSError:  # a share that is away for a moment: writing says so, if it lasts
         return None
     if free < min_free_bytes:
-        return f"{free / 1e9:.2f} GB are free at {folder}, {min_free_bytes / 1e9:.2f} GB are to stay free: free some space"
+        return (
+            f"{free / 1e9:.2f} GB are free at {folder}, {min_free_bytes / 1e9:.2f} GB are to stay free: free some space"
+        )
     return None
 
 

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from unet_deploy.errors import OutputBusyError
+from unet_deploy.runtime._file_lock import lock_file
 from unet_deploy.runtime._fingerprint import plain, require_same
 from unet_deploy.runtime._journal_lines import (
     MAX_BLOCKS,
@@ -63,7 +62,6 @@ FILE = "journal.jsonl"
 STATUS_VALUES: dict[Status, int] = {"done": 1, "empty": 2, "failed": 3}
 """Of a block in one byte; 0 is pending."""
 _STATUS_OF: dict[int, Status] = {value: status for status, value in STATUS_VALUES.items()}
-_LOCKED_BYTE = 2**40  # beyond what is written: Windows locks bytes against reading too
 
 
 @dataclass(slots=True)
@@ -277,7 +275,7 @@ def create_journal(output: Path, fingerprint: Mapping[str, Any]) -> Journal:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab", buffering=0)
     try:
-        _lock(file, path)
+        lock_file(file, path)
         file.truncate(0)
         for entry in path.parent.iterdir():  # what an earlier run kept beside it
             if entry.name != FILE:
@@ -303,7 +301,7 @@ def reopen_journal(output: Path, fingerprint: Mapping[str, Any]) -> Journal:
     path = journal_path(output)
     file = path.open("r+b", buffering=0)
     try:
-        _lock(file, path)
+        lock_file(file, path)
         journal = _parse(path)
         require_same(journal.fingerprint, plain(fingerprint), output)
         file.truncate(journal._end)  # what a kill cut off
@@ -353,24 +351,3 @@ def _parse(path: Path) -> Journal:
                 journal._take(index, status, counts, reason, offset)
             journal._end = offset + len(line)
     return journal
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    """Take the lock, which the system lets go of when the process ends, however it ends."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(_LOCKED_BYTE)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            file.seek(0)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise OutputBusyError(
-            f"another run is writing to {path.parent.parent}",
-            f"it holds the lock of {path}: {error.strerror or error}",
-            fix="wait until it ends, or choose another --output",
-        ) from error

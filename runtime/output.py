@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from zarr.codecs import ZstdCodec
 
 from unet_deploy.errors import OutputPathError, UnetDeployError
 from unet_deploy.geometry import Interval
+from unet_deploy.runtime._box_grid import BoxGrid
 from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.journal import FOLDER, STATUS_VALUES, Journal, create_journal, remove
 from unet_deploy.runtime.label_group import begin_label_group, drop_objects, list_label
@@ -30,6 +32,7 @@ from unet_deploy.runtime.layout import LABELS_NAME, PROVENANCE_KEY, Kind, Output
 from unet_deploy.runtime.ome import image_label_attributes, merge_attributes
 from unet_deploy.runtime.output_paths import GROUP_FILES, require_free
 from unet_deploy.runtime.pyramid import reduce_mean, reduce_mode
+from unet_deploy.runtime.region import Region
 
 ZSTD_LEVEL = 1
 
@@ -111,22 +114,30 @@ def write_block(
     _write_levels(spec, values, level=0, count=1 + spec.n_block_levels, t=t, z=z, y=y, x=x)
 
 
-def count_regions(spec: OutputSpec, level: int) -> int:
-    """Return in how many pieces a pass makes a pyramid level."""
-    return math.prod(_region_counts(spec, level))
+def list_regions(spec: OutputSpec, level: int, part: Region | None = None) -> list[int]:
+    """Return the pieces in which a pass makes a pyramid level: all, or those that hold something of a part.
+
+    Parameters
+    ----------
+    spec, level
+        Which pyramid and level.
+    part
+        In pixels of the finest level.
+    """
+    grid = _regions(spec, level)
+    if part is None:
+        return [*range(grid.n_boxes)]
+    y, x = (
+        None if along is None else Interval(along.start >> level, -(-along.stop >> level)) for along in (part.y, part.x)
+    )
+    ranges = grid.touching(Region(t=part.t, z=part.z, y=y, x=x))
+    return [grid.number(place) for place in product(*ranges)]
 
 
 def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
     """Make one piece of a pyramid level from the level above, and its part of the levels below that it holds."""
-    extents, above = spec.level_extents(level), spec.level_extents(level - 1)
-    _, nz, ny, nx = _region_counts(spec, level)
-    rest, ix = divmod(index, nx)
-    rest, iy = divmod(rest, ny)
-    t, iz = divmod(rest, nz)
-    z, y, x = (
-        Interval(i * size, min((i + 1) * size, extent))
-        for i, size, extent in zip((iz, iy, ix), spec.region, (extents.z, extents.y, extents.x), strict=True)
-    )
+    above, piece = spec.level_extents(level - 1), _regions(spec, level).at(index)
+    t, z, y, x = piece.t, piece.z, piece.y, piece.x
     source = {
         "t": slice(t, t + 1),
         "c": slice(None),
@@ -227,10 +238,8 @@ def _label_attributes(spec: OutputSpec, source: str | None) -> dict[str, Any]:
     )
 
 
-def _region_counts(spec: OutputSpec, level: int) -> tuple[int, int, int, int]:
-    e = spec.level_extents(level)
-    z, y, x = (-(-n // size) for n, size in zip((e.z, e.y, e.x), spec.region, strict=True))
-    return e.t, z, y, x
+def _regions(spec: OutputSpec, level: int) -> BoxGrid:
+    return BoxGrid(extents=spec.level_extents(level), box=spec.region)
 
 
 def _status_shape(spec: OutputSpec) -> tuple[int, int, int, int]:

@@ -25,6 +25,7 @@ from unet_deploy.runtime.disk_space import check_space
 from unet_deploy.runtime.engines import candidates
 from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, settle_engine
 from unet_deploy.runtime.execute import ProgressCallback
+from unet_deploy.runtime.follow import Following, begin_following, require_followable, wait_for_volume
 from unet_deploy.runtime.holding import MIN_FREE_BYTES, check_memory
 from unet_deploy.runtime.instances import require_rule
 from unet_deploy.runtime.layout import KINDS, split_kinds
@@ -34,6 +35,7 @@ from unet_deploy.runtime.preparation import prepare
 from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.results import SegmentationResult, require_whole
 from unet_deploy.runtime.run import Run, carry_out
+from unet_deploy.runtime.volume import open_volume
 
 __all__ = ["SegmentationResult", "segment"]
 
@@ -51,6 +53,7 @@ def segment(
     axes: str | None = None,
     level: int | None = None,
     region: Region | None = None,
+    follow: Following | None = None,
     input_range: tuple[float, float] | None = None,
     strict: bool = False,
     objects: Sequence[int | str] = (),
@@ -112,6 +115,8 @@ def segment(
     region
         Only the blocks that touch it. The output is that of the whole volume, the rest of it yet to be done: another
         call goes on with it.
+    follow
+        The volume is still being written: each block runs when its chunks have arrived. See `Following`.
     input_range
         Grey values of the volume that mean the ends of the model's value range; needed if the dtypes differ. A model
         that scales each volume by its own percentiles takes any dtype, and these in place of the percentiles: so
@@ -179,11 +184,18 @@ def segment(
     PartialResultError
         If blocks failed; the output holds the others and says so.
     InterruptedRunError
-        If `should_stop` said so before the last block.
+        If `should_stop` said so before the last block, or what a volume that is followed lacks did not come in time.
     """
     started = time.perf_counter()
     kinds, wants_objects = split_kinds(write)
     candidates(device, engine)  # says what is wrong with the names before any work
+    if follow is not None:
+        wait_for_volume(
+            volume,
+            lambda: open_volume(volume, image=image, level=level or 0, axes=axes).info,
+            follow,
+            should_stop=should_stop,
+        )
     ready = prepare(
         volume,
         model=model,
@@ -204,6 +216,8 @@ def segment(
         neighbours=object_neighbours,
         min_size=min_object_size,
     )
+    if follow is not None:
+        require_followable(ready.volume.info, ready.artifact.card, input_range=input_range)
     if region is not None:
         region.require_inside(ready.plan.extents)
     place = find_place(
@@ -216,6 +230,7 @@ def segment(
         kinds=kinds,
         wants_instances=wants_objects,
     )
+    ready = begin_following(ready, follow, target=place.target, goes_on=place.begun is not None, region=region)
     spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
     require_objects_fit(place, spec, wants_instances=wants_objects)
     if table is not None:
@@ -249,6 +264,7 @@ def segment(
             engine=description,
             threads=threads,
             region=region,
+            following=follow,
             input_range=input_range,
             is_strict=strict,
             retry_failed=retry_failed,

@@ -174,6 +174,19 @@ class SegmentationPlan:
         """Return how many blocks touch a region."""
         return math.prod(map(len, self._block_ranges(region)))
 
+    def covered(self, region: Region | None) -> Region | None:
+        """Return the part of the volume that the blocks which touch a region make; None for all of it."""
+        if region is None:
+            return None
+        e = self.extents
+        t, z, y, x = (
+            Interval(numbers.start * size, min(numbers.stop * size, extent))
+            for numbers, size, extent in zip(
+                self._block_ranges(region), (1, *self.block_shape), (e.t, e.z, e.y, e.x), strict=True
+            )
+        )
+        return Region(t=t, z=z, y=y, x=x)
+
     def spent(self, index: int) -> tuple[int, int]:
         """Return the (y, x) at or before which chunks end that no block after this one touches; for `Volume.read`."""
         rest, x = divmod(index, self.block_counts[3])

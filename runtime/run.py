@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from unet_deploy.runtime.drift import Finding, check_drift, require_no_drift
 from unet_deploy.runtime.engines import EngineDescription
 from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
 from unet_deploy.runtime.engines.runner import choose_runner
-from unet_deploy.runtime.execute import Job, ProgressCallback
+from unet_deploy.runtime.execute import Job, Progress, ProgressCallback
+from unet_deploy.runtime.follow import Following, follow_blocks
 from unet_deploy.runtime.holding import hold, reason_to_hold
 from unet_deploy.runtime.instances import (
     InstanceResult,
@@ -55,6 +56,7 @@ class Run:
     engine: EngineDescription
     threads: int
     region: Region | None
+    following: Following | None
     input_range: tuple[float, float] | None
     is_strict: bool
     retry_failed: bool
@@ -96,9 +98,14 @@ def carry_out(run: Run, client: Any) -> SegmentationResult:
         journal, provenance = _begin(run, measured)
         held.enter_context(journal)
         prepared = time.perf_counter()
-        totals = _make_blocks(run, measured, client, journal)
+        if run.following is None and not info.grows:
+            totals = _make_blocks(run, measured, client, journal)
+        else:
+            run, totals = _follow_blocks(run, measured, client, journal)
+            plan = run.ready.plan
+            provenance = {**provenance, **_description(run, measured, "volume", "plan")}
         executed = time.perf_counter()
-        run_pyramid(run.spec, client, progress=run.progress)
+        run_pyramid(run.spec, client, part=plan.covered(run.region), progress=run.progress)
         write_status(run.spec, journal)
         finished = time.perf_counter()
         is_whole = journal.n_recorded == plan.n_blocks
@@ -169,6 +176,8 @@ def _measure(run: Run, client: Any) -> Measured:
 
 def _compare(run: Run, client: Any) -> tuple[Finding, ...]:
     ready = run.ready
+    if run.following is not None:  # most of what would be looked at is not there yet
+        return ()
     try:
         findings = check_drift(
             ready.volume,
@@ -190,22 +199,7 @@ def _compare(run: Run, client: Any) -> tuple[Finding, ...]:
 
 def _begin(run: Run, measured: Measured) -> tuple[Journal, dict[str, Any]]:
     """Create the output, or go on with it; return its journal, open, and what it says of the run."""
-    provenance = describe_run(
-        run.ready,
-        run.engine,
-        run.spec,
-        input_range=run.input_range,
-        statistics=measured.statistics,
-        findings=measured.findings,
-    )
-    fingerprint = fingerprint_of(
-        run.ready,
-        run.engine,
-        run.spec,
-        threads=run.threads,
-        input_range=run.input_range,
-        statistics=measured.statistics,
-    )
+    provenance, fingerprint = _description(run, measured), _fingerprint(run, measured)
     if run.place.begun is None:
         journal = create_output(
             run.spec, fingerprint=fingerprint, provenance=provenance, overwrite=run.place.may_replace
@@ -224,7 +218,79 @@ def _begin(run: Run, measured: Measured) -> tuple[Journal, dict[str, Any]]:
     return journal, provenance
 
 
+def _description(run: Run, measured: Measured, *names: str) -> dict[str, Any]:
+    """Return what the output says of the run, before it ends: all of it, or those names."""
+    said = describe_run(
+        run.ready,
+        run.engine,
+        run.spec,
+        input_range=run.input_range,
+        statistics=measured.statistics,
+        findings=measured.findings,
+    )
+    return {name: said[name] for name in names or said}
+
+
+def _fingerprint(run: Run, measured: Measured) -> Mapping[str, Any]:
+    return fingerprint_of(
+        run.ready,
+        run.engine,
+        run.spec,
+        threads=run.threads,
+        input_range=run.input_range,
+        statistics=measured.statistics,
+    )
+
+
+def _follow_blocks(run: Run, measured: Measured, client: Any, journal: Journal) -> tuple[Run, RunTotals]:
+    """Make the blocks of a volume that is still being written; return the run with what the volume was in the end."""
+    totals = RunTotals()
+
+    def make(ready: Preparation, spec: OutputSpec, numbers: Iterable[int | None], n_blocks: int) -> None:
+        nonlocal totals
+        before = totals
+
+        def show(progress: Progress) -> None:
+            assert run.progress is not None
+            done = min(before.blocks + progress.done, n_blocks)
+            run.progress(replace(progress, done=done, pixels=before.pixels + progress.pixels))
+
+        now = replace(run, ready=ready, spec=spec, progress=None if run.progress is None else show)
+        totals += _run_blocks(now, measured, client, journal, numbers, total=n_blocks)
+
+    followed = follow_blocks(
+        run.ready,
+        run.spec,
+        journal,
+        run.following,
+        run=make,
+        fingerprint=lambda ready, spec: _fingerprint(replace(run, ready=ready, spec=spec), measured),
+        region=run.region,
+        should_stop=run.should_stop,
+    )
+    run = replace(run, ready=followed.ready, spec=followed.spec)
+    _require_done(run, left=followed.left)
+    return run, totals
+
+
 def _make_blocks(run: Run, measured: Measured, client: Any, journal: Journal) -> RunTotals:
+    plan = run.ready.plan
+    wanted = plan.count(run.region)
+    numbers = plan.order(run.region)
+    totals = _run_blocks(run, measured, client, journal, numbers, total=wanted)
+    _require_done(run, left=totals.left)
+    return totals
+
+
+def _run_blocks(
+    run: Run,
+    measured: Measured,
+    client: Any,
+    journal: Journal,
+    numbers: Iterable[int | None],
+    *,
+    total: int,
+) -> RunTotals:
     plan, target = run.ready.plan, run.place.target
     job = Job(
         plan=plan,
@@ -238,25 +304,27 @@ def _make_blocks(run: Run, measured: Measured, client: Any, journal: Journal) ->
     def reason() -> str | None:
         return reason_to_hold(target, min_free_bytes=run.min_free_bytes, should_pause=run.should_pause)
 
-    wanted = plan.count(run.region)
-    totals = run_blocks(
+    return run_blocks(
         job,
         client,
         journal,
-        plan.order(run.region),
-        total=wanted,
+        numbers,
+        total=total,
         retry_failed=run.retry_failed,
         hold=lambda due: hold(due, reason),
         should_stop=run.should_stop,
         progress=run.progress,
     )
-    if totals.left:
+
+
+def _require_done(run: Run, *, left: int) -> None:
+    wanted = run.ready.plan.count(run.region)
+    if left:
         raise InterruptedRunError(
-            f"stopped with {wanted - totals.left} of {wanted} blocks done",
-            f"they are in {target}, which is no result yet",
+            f"stopped with {wanted - left} of {wanted} blocks done",
+            f"they are in {run.place.target}, which is no result yet",
             fix="the same command goes on where it stopped; --overwrite starts anew",
         )
-    return totals
 
 
 def _number(run: Run, client: Any) -> InstanceResult | None:

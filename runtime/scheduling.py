@@ -6,7 +6,7 @@
 3. A task whose worker died is run by another. One that took its workers with it is tried once more by itself, since it
    may have died of its neighbours, and is then given up.
 4. A task that takes far longer than the others is given to another worker as well. The first result counts.
-5. No worker for a while ends the run; what it did is kept by those who asked for it.
+5. No worker for a while, or none that is not paused, ends the run.
 
 The scheduler itself notices a process that hangs, after ``distributed.scheduler.worker-ttl`` (five to ten minutes): it
 restarts or removes the worker and runs its tasks elsewhere. Step 4 is for what it does not notice: a thread that waits
@@ -78,7 +78,8 @@ def run_tasks(
     Raises
     ------
     SchedulerError
-        If a task is given up and there is no `on_killed`, no worker is there for a while, or the scheduler is gone.
+        If a task is given up and there is no `on_killed`, no worker is there or able for a while, or the scheduler is
+        gone. What was yielded before stays done.
     """
     run = _Run(client, function, shared, should_stop, on_killed, patience or Patience())
     return run.results(iter(range(numbers) if isinstance(numbers, int) else numbers))
@@ -167,10 +168,8 @@ class _Run:
                 if not self._submit(i):
                     self.again.append(i)
                     return
-        if self.alone and not self.live:
-            i = self.alone.popleft()
-            if not self._submit(i, is_alone=True):
-                self.alone.append(i)
+        if self.alone and not self.live and self._submit(self.alone[0], is_alone=True):
+            self.alone.popleft()
 
     @property
     def _is_one_alone(self) -> bool:
@@ -188,6 +187,8 @@ class _Run:
         future = self.client.submit(self.function, self.sent, *self.small, i, pure=False, **where)
         attempt = _Attempt(i, future, self.clock(), self.generation, is_alone)
         self.attempts[future.key] = attempt
+        if not self.live:
+            self.workers.heard()
         self.live.setdefault(i, []).append(attempt)
         self.client.loop.add_callback(self._await, future)
         return True
@@ -225,6 +226,7 @@ class _Run:
         from distributed import KilledWorker
 
         self.ask_at = 0.0
+        self.workers.heard()
         if (outlived := self.outlived.pop(key, None)) is not None:
             self._is_back(outlived)
             return
@@ -335,7 +337,7 @@ class _Run:
             self._submit(attempt.number, is_alone=attempt.is_alone)
 
     def _drop_all(self) -> None:
-        futures = [attempt.future for attempt in (*self.attempts.values(), *self.outlived.values())]
+        futures = [a.future for a in (*self.attempts.values(), *self.outlived.values())]
         for tasks in (self.live, self.attempts, self.outlived, self.again, self.alone):
             tasks.clear()
         if futures and self.client.status == "running":

@@ -362,7 +362,13 @@ def test_overwrite_replaces_an_earlier_segmentation(cli: Cli, volume: Path, tiny
 
 @pytest.mark.parametrize(
     "flags",
-    [["--tile", "44"], ["--tile", "60,252"], ["--batch", "4", "--tile", "60"], ["--threads", "1"], ["--max-memory", "300MB"]],
+    [
+        ["--tile", "44"],
+        ["--tile", "60,252"],
+        ["--batch", "4", "--tile", "60"],
+        ["--threads", "1"],
+        ["--max-memory", "300MB"],
+    ],
 )
 def test_no_flag_of_speed_changes_the_result(flags: list[str], cli: Cli, volume: Path, tiny_model: Path) -> None:
     assert cli("segment", volume, "--model", tiny_model, "-o", "a.zarr").code == 0

@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Fault:
-    """Files whose path matches `pattern` fail to open `times` times each; `failed` counts how often each did."""
+    """Files whose path matches `pattern` fail to open `times` times each, the first `spared` openings aside.
+
+    `failed` counts how often each did.
+    """
 
     pattern: re.Pattern[str]
     code: int
     times: int
     is_for_writing: bool
+    spared: int
     failed: dict[str, int] = field(default_factory=dict)
 
 
@@ -46,19 +50,23 @@ def _fail(event: str, arguments: tuple[object, ...]) -> None:
         for fault in _faults:
             if fault.is_for_writing == is_writing and fault.pattern.search(path):
                 count = fault.failed.get(path, 0)
-                if count < fault.times:
+                if fault.spared > 0:
+                    fault.spared -= 1
+                elif count < fault.times:
                     fault.failed[path] = count + 1
                     raise OSError(fault.code, os.strerror(fault.code), path)
 
 
 @contextmanager
-def failing(pattern: str, *, times: int = 10**9, code: int = errno.EIO, writing: bool = False) -> Iterator[Fault]:
+def failing(
+    pattern: str, *, times: int = 10**9, code: int = errno.EIO, writing: bool = False, spared: int = 0
+) -> Iterator[Fault]:
     """Let files whose path (with slashes) matches fail to open for reading, or for `writing`."""
     global _is_installed  # noqa: PLW0603  # an audit hook stays for good
     if not _is_installed:
         sys.addaudithook(_fail)
         _is_installed = True
-    fault = Fault(re.compile(pattern), code, times, writing)
+    fault = Fault(re.compile(pattern), code, times, writing, spared)
     _faults.append(fault)
     try:
         yield fault

@@ -66,10 +66,10 @@ def take_memory() -> None:
 
 
 def die_at_three(_: str, i: int) -> int:
-    time.sleep(0.5)
+    time.sleep(0.2)
     if i == 3:
         os._exit(1)
-    time.sleep(0.5)
+    time.sleep(0.2)
     return i
 
 
@@ -133,7 +133,7 @@ def test_a_task_is_not_blamed_for_its_neighbour(tmp_path: Path) -> None:
         found = list(run_tasks(client, die_at_three, ("x",), 8, on_killed=lost.setdefault))
     assert sorted(i for i in found if isinstance(i, int)) == [0, 1, 2, 4, 5, 6, 7]
     assert list(lost) == [3]
-    assert found[-1] == lost[3] or len(found) == 8
+    assert lost[3].startswith("1 of them, the last at tcp://127.0.0.1:")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that stops a process")

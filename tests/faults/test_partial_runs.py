@@ -80,7 +80,7 @@ def test_a_region_of_a_complete_output_is_made_again_and_nothing_else(
     again = run("out.zarr", region=parse_region("z=1:3"), overwrite=True)
     assert again.status == "complete"
     assert again.pixels == 2 * 100 * 90
-    assert blocks_written(output)[PLANES:] == [1, 2]
+    assert sorted(blocks_written(output)[PLANES:]) == [1, 2]
     assert again.class_fractions == before.class_fractions  # a block that is done again does not count twice
     for name, values in read_arrays(output).items():
         np.testing.assert_array_equal(values, arrays[name], err_msg=name)

@@ -147,6 +147,22 @@ PROMISES = {
         then=(3, EXISTS),
         finish=("--retry-failed",),
     ),
+    "a write that fails when a part of the block is written": Promise(
+        fault=files(rf"out\.zarr/0/c/1/{BAD}/", writing=True),
+        code=6,
+        says=(PARTIAL, f"  block {BAD}: OSError: [Errno {errno.EIO}] {EIO}", MEND),
+        status="partial",
+        failed=(BAD,),
+        then=(3, EXISTS),
+        finish=("--retry-failed",),
+    ),
+    "a write of the output's own metadata that fails": Promise(
+        fault=files(r"out\.zarr/zarr\.[0-9a-f]+\.partial", writing=True, spared=2),
+        code=3,
+        says=(f"error[output-path]: the output {{output}} cannot be written: {EIO}",),
+        status="running",
+        then=(0, ""),
+    ),
     "a full disk": Promise(
         fault=files(WRITTEN, writing=True, code=errno.ENOSPC),
         code=3,
@@ -209,7 +225,7 @@ def test_what_was_promised(name: str, folder: Path, clean: dict[str, np.ndarray]
         first = cli(*command)
     assert first.code == promise.code, first
     for words in promise.says:
-        assert words in first.err
+        assert words.format(output=output) in first.err
     said = read_provenance(output)
     assert said["status"] == promise.status
     if promise.status != "running":
@@ -338,7 +354,8 @@ def test_two_runs_on_one_output(begun: Path, clean: dict[str, np.ndarray], cli: 
     segment(begun.parent / "v.zarr", model=tiny_model, output=begun, threads=1, device="cpu", progress=run_another)
     assert [outcome.code for outcome in refused] == [3, 3]
     for outcome in refused:
-        assert f"error[output-busy]: another run is writing to {begun.name}" in outcome.err
+        assert "error[output-busy]: another run is writing to " in outcome.err
+        assert "fix: wait until it ends, or choose another --output" in outcome.err
     require_clean(begun, clean)
 
 

@@ -157,7 +157,7 @@ def cluster() -> Iterator[str]:
     with (
         warnings.catch_warnings(),  # what dask's own processes leave open at their end is theirs
         LocalCluster(
-            n_workers=2, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address=None
+            n_workers=2, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as found,
     ):
         warnings.simplefilter("ignore")
@@ -202,7 +202,7 @@ def test_workers_that_are_killed_cost_nothing(tiny_model: Path, tmp_path: Path) 
     with (
         warnings.catch_warnings(),
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as found,
         Client(found, set_as_default=False) as client,
     ):
@@ -235,7 +235,9 @@ def test_a_scheduler_without_workers(volume: Path, tiny_model: Path) -> None:
 
     before = snapshot(volume.parent)
     with (
-        LocalCluster(n_workers=0, processes=False, host="127.0.0.1", protocol="tcp", dashboard_address=None) as empty,
+        LocalCluster(
+            n_workers=0, processes=False, host="127.0.0.1", protocol="tcp", dashboard_address="127.0.0.1:0"
+        ) as empty,
         pytest.raises(SchedulerError, match="has no workers") as caught,
     ):
         segment(volume, model=tiny_model, output=volume.with_name("out.zarr"), scheduler=empty.scheduler_address)

@@ -319,15 +319,15 @@ def test_a_file_that_changed_after_it_had_arrived_has_its_blocks_run_again(plane
             planes.let_in(z, *corner)
     follower = planes.follow()
     assert planes.wait(5, follower.numbers()) == [0, 1, 2, 3]
-    assert follower.take_back_changed() == 0
+    assert follower.take_back_changed() == []
     changed = planes.files.path((2, 0, 1))
     changed.write_bytes(changed.read_bytes() + b"\0")
-    assert follower.take_back_changed() == 1
+    assert follower.take_back_changed() == [2]
     assert follower.n_waiting == 1
     numbers = follower.numbers()
     assert planes.wait(SETTLE_S - LOOK_S, numbers) == []
     assert planes.wait(2, numbers) == [2]
-    assert follower.take_back_changed() == 0
+    assert follower.take_back_changed() == []
 
 
 class Runner:
@@ -337,6 +337,7 @@ class Runner:
         self.volume, self.failures, self.runs = volume, failures or {}, list[int]()
         self.failed: set[int] = set()
         self.lengths: list[int] = []
+        self.forgotten: list[int] = []
         self.between: Any = None
         self.after: Any = None
 
@@ -346,7 +347,12 @@ class Runner:
             self.volume.lengthen(follower, length)
 
         run_following(
-            follower, self.run, failed=lambda: sorted(self.failed), grow=grow, should_stop=lambda: should_stop
+            follower,
+            self.run,
+            failed=lambda: sorted(self.failed),
+            forget=self.forgotten.extend,
+            grow=grow,
+            should_stop=lambda: should_stop,
         )
 
     def run(self, numbers: Iterable[int | None], _: int) -> None:
@@ -377,6 +383,7 @@ def test_blocks_that_failed_are_run_again_a_few_times(finished: Acquisition) -> 
     runner = Runner(finished, {1: 1, 3: 99})
     runner.follow(finished.follow())
     assert runner.runs == [0, 1, 2, 3, 1, 3, 3]
+    assert runner.forgotten == [1, 3, 3]
     assert runner.runs.count(3) == ATTEMPTS
     assert runner.failed == {3}
 
@@ -394,6 +401,7 @@ def test_a_chunk_that_changes_while_its_block_runs_is_read_again_until_it_is_sti
     runner.after = write_again
     runner.follow(finished.follow())
     assert runner.runs == [0, 1, 2, 3, 0, 0, 0]
+    assert runner.forgotten == [0, 0, 0]
 
 
 def test_a_run_that_is_stopped_begins_nothing_more(finished: Acquisition) -> None:

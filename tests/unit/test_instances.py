@@ -107,7 +107,7 @@ def test_numbering_again_with_another_rule_leaves_nothing_of_the_first(tmp_path:
     first = number_instances(spec, InstanceRule(classes=(1, 2)), client)
     finish_output(spec, provenance={}, source=None)
     finish_instances(spec, provenance={}, source=None)
-    mark_running(spec)
+    mark_running(spec, {"model": "m"})
     assert not (tmp_path / "out.zarr/labels/instances").exists()  # its labels may change
     second = number_instances(spec, InstanceRule(classes=(2,)), client)
     attributes: Any = zarr.open_group(tmp_path / "out.zarr/labels", mode="r").attrs["ome"]

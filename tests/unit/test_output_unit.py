@@ -21,12 +21,14 @@ from hypothesis.extra import numpy as hnp
 from unet_deploy.card import ClassInfo
 from unet_deploy.errors import NoSpaceError, OutputExistsError, OutputPathError
 from unet_deploy.geometry import Interval
+from unet_deploy.runtime._box_grid import BoxGrid
 from unet_deploy.runtime.disk_space import check_space, full_disk_named
 from unet_deploy.runtime.layout import PROVENANCE_KEY, SMALLEST_LEVEL, OutputSpec
-from unet_deploy.runtime.output import count_regions, create_output, downsample_region, finish_output, write_block
+from unet_deploy.runtime.output import create_output, downsample_region, finish_output, list_regions, write_block
 from unet_deploy.runtime.output_paths import GROUP_FILES, check_output_path, is_stillborn, read_provenance
 from unet_deploy.runtime.plan import Extents, WriteGrid
 from unet_deploy.runtime.pyramid import reduce_mean, reduce_mode
+from unet_deploy.runtime.region import parse_region
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -356,7 +358,7 @@ def test_the_pyramid_does_not_depend_on_how_the_work_is_cut(tmp_path_factory: An
     for z, y, x in blocks:
         write_block(spec, t=0, z=z, y=y, x=x, labels=labels[z.slice, y.slice, x.slice], probabilities=None)
     for level in range(spec.n_block_levels + 1, spec.n_levels):
-        for index in rng.permutation(count_regions(spec, level)):
+        for index in rng.permutation(list_regions(spec, level)):
             downsample_region(spec, level, int(index))
     for level in range(spec.n_levels):
         np.testing.assert_array_equal(read(spec, f"labels/segmentation/{level}"), labels)
@@ -401,3 +403,22 @@ def test_a_disk_that_fills_up_is_named(number: int) -> None:
 def test_another_error_of_the_disk_passes() -> None:
     with pytest.raises(PermissionError, match="not yours"), full_disk_named("x"):
         raise PermissionError(errno.EACCES, "not yours")
+
+
+@pytest.mark.parametrize("part", ["z=1:2", "y=0:5", "y=3000:3001,x=4100:4200", "z=0,y=2047:2049"])
+def test_the_pieces_that_a_part_changes_are_those_that_it_touches(part: str, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, shape=(3, 5000, 9000), chunk=(1, 64, 64))
+    region = parse_region(part)
+    for level in spec.passes:
+        e = spec.level_extents(level)
+        grid = BoxGrid(extents=e, box=spec.region)
+        touched = []
+        for box in map(grid.at, list_regions(spec, level)):
+            near = True
+            for axis, side in (("z", box.z), ("y", box.y), ("x", box.x)):
+                along = region.along(axis)
+                scale = 1 if axis == "z" else 2**level
+                near &= along is None or (along.start < side.stop * scale and side.start * scale < along.stop)
+            touched += [box.index] if near else []
+        assert list_regions(spec, level, region) == touched
+        assert 0 < len(touched) < grid.n_boxes

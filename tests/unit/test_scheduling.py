@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster, get_worker
+from distributed import Client, LocalCluster, Status, get_worker
 
 from unet_deploy.errors import SchedulerError
 from unet_deploy.runtime._workers import AwakeClock
@@ -56,7 +56,7 @@ def client() -> Iterator[Any]:
 @pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
     """Two workers in this process, to which others can be added."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as found:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as found:
         yield found
 
 
@@ -273,6 +273,30 @@ def test_no_worker_for_a_while_is_an_error(cluster: LocalCluster) -> None:
     )
 
 
+def test_workers_that_are_all_paused_are_an_error() -> None:
+    """Dask pauses a worker that is short of memory, and starts nothing on it until it has more."""
+
+    def pause(dask_worker: Any) -> None:
+        dask_worker.status = Status.paused
+
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", memory_limit=0
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        run = run_tasks(client, where, ("x",), 1000, patience=QUICK)
+        next(run)
+        client.run(pause)
+        with pytest.raises(
+            SchedulerError, match=r"^all 2 Dask workers are paused: no part was done in 1 s\n"
+        ) as caught:
+            list(run)
+        address = client.scheduler.address
+    assert caught.value.details == (f"the scheduler is {address}; Dask pauses a worker above 80 % of its memory limit",)
+    assert caught.value.fix == ("start them with a larger --memory-limit, or 0 for none, then give the same command")
+
+
 def test_workers_that_come_after_a_while_are_waited_for(cluster: LocalCluster) -> None:
     patience = Patience(poll_s=0.02, check_s=0.1, no_worker_s=60)
     with Client(cluster, set_as_default=False) as client:
@@ -336,7 +360,12 @@ def test_a_block_that_kills_its_workers_fails() -> None:
 
 def test_a_scheduler_is_reached_by_its_file(tmp_path: Path) -> None:
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp", host="127.0.0.1"
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address="127.0.0.1:0",
+        protocol="tcp",
+        host="127.0.0.1",
     ) as cluster:
         file = tmp_path / "scheduler.json"
         with Client(cluster, set_as_default=False) as other:

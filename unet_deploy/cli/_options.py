@@ -15,6 +15,7 @@ from unet_deploy.errors import ConfigurationError, TileNotLegalError, UsageError
 
 if TYPE_CHECKING:
     from unet_deploy.runtime.artifact import Artifact
+    from unet_deploy.runtime.follow import Following
     from unet_deploy.runtime.region import Region
 
 MODEL_VARIABLE = "UNET_DEPLOY_MODEL"
@@ -79,7 +80,9 @@ BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Tiles per forw
 MaxMemoryOption = Annotated[
     str | None,
     typer.Option(
-        "--max-memory", metavar="SIZE", help="What this process may hold, e.g. 4GB: tile, block and cache are planned so."
+        "--max-memory",
+        metavar="SIZE",
+        help="What this process may hold, e.g. 4GB: tile, block and cache are planned so.",
     ),
 ]
 TtaOption = Annotated[
@@ -172,6 +175,28 @@ def parse_region(region: str | None, plane: int | None) -> Region | None:
         )
     text = f"z={plane}:{plane + 1}" if plane is not None else region
     return None if text is None else parse(text)
+
+
+def parse_following(is_asked: bool, *, timeout_s: float, until_complete: bool, grows: bool) -> Following | None:
+    """Return how a volume is followed, None where it is not.
+
+    Raises
+    ------
+    UsageError
+        If flags of following came without --follow, or cannot be meant together.
+    """
+    from unet_deploy.runtime.follow import Following
+
+    if not is_asked:
+        came = [flag for flag, given in (("--until-complete", until_complete), ("--grows", grows)) if given]
+        if came:
+            raise UsageError(
+                f"{' and '.join(came)} came without --follow",
+                "the volume is taken to be finished, unless it is followed",
+                fix=f"--follow {' '.join(came)}",
+            )
+        return None
+    return Following(timeout_s=None if until_complete else timeout_s, grows=grows)
 
 
 def parse_input_range(text: str | None) -> tuple[float, float] | None:

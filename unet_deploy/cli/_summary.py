@@ -48,7 +48,7 @@ def show_result(result: SegmentationResult) -> None:
     objects = "" if result.instances is None else f", objects {seconds['instances']:.1f}"
     rows = [
         ("output", str(result.output)),
-        *([] if result.status != "region" else [("region", "only a part is done; another segment goes on with the rest")]),
+        *([("region", "a part is done; the next segment goes on")] if result.status == "region" else []),
         ("labels", str(result.labels) if result.labels is not None else "not written"),
         *(("share", f"{fraction:6.1%} {name}") for name, fraction in result.class_fractions.items() if result.labels),
         *_describe_objects(result),

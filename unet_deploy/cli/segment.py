@@ -18,7 +18,12 @@ def segment(
     model: flags.ModelOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="STORE", help="Default: VOLUME_segmentation.ome.zarr beside it. Of a plate: a folder."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="STORE",
+            help="Default: VOLUME_segmentation.ome.zarr beside it. Of a plate or series, a folder.",
+        ),
     ] = None,
     into_labels: Annotated[
         str | None,
@@ -41,6 +46,19 @@ def segment(
     level: flags.FittingLevelOption = None,
     region: flags.RegionOption = None,
     plane: flags.PlaneOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="The volume is still being written: do each block when its chunks arrive.")
+    ] = False,
+    follow_timeout: Annotated[
+        float,
+        typer.Option("--follow-timeout", metavar="SECONDS", help="Stop following when nothing new came for so long."),
+    ] = 600,
+    until_complete: Annotated[
+        bool, typer.Option("--until-complete", help="Follow until every chunk is there, however long that takes.")
+    ] = False,
+    grows: Annotated[
+        bool, typer.Option("--grows", help="The volume that is followed grows along its first axis, t or z.")
+    ] = False,
     input_range: flags.InputRangeOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a volume that differs from what the model was trained on.")
@@ -117,6 +135,7 @@ def segment(
         "axes": axes,
         "level": level,
         "region": flags.parse_region(region, plane),
+        "follow": flags.parse_following(follow, timeout_s=follow_timeout, until_complete=until_complete, grows=grows),
         "input_range": flags.parse_input_range(input_range),
         "strict": strict,
         "objects": objects or (),
@@ -145,7 +164,7 @@ def segment(
     ):
         options |= {"should_stop": should_stop, "should_pause": should_pause}
         options["model"] = flags.load_model(model, trust_engine=trust_engine)
-        if holds_several(volume, image):
+        if not follow and holds_several(volume, image):
             segment_each(volume, output_folder=output, as_json=as_json, **options)
             return
         with show_progress() as progress:
