@@ -72,6 +72,10 @@ def read_window(
     sizes = [len(distinct) if axis == "c" else wanted.window[axis].size for axis in AXES]
     pixels = np.empty(sizes, grid.dtype)
     fill = partial(_copy, grid, wanted.window, _as_stored(pixels, grid.axes))
+
+    def use(place: Place, chunk: Pixels) -> None:
+        fill([grid.interval(axis, index) for axis, index in enumerate(place)], chunk)
+
     is_along_c = [axis == "c" for axis in grid.axes]
     touched = [
         range(1) if along_c else chunks_of(wanted.window[axis], size)
@@ -81,8 +85,8 @@ def read_window(
     cache.fetch(
         (token, tuple(distinct)),
         list(product(*touched)),
-        decode=partial(_decode, grid, distinct, decode),
-        use=fill,
+        decode=partial(_decode, grid, distinct, decode, fill),
+        use=use,
         cache_bytes=wanted.cache_bytes,
         is_spent=partial(_is_spent, grid, wanted.spent),
         each=len(in_store),
@@ -152,39 +156,49 @@ def _join(parts: Sequence[range]) -> Iterator[range]:
 
 
 def _decode(
-    grid: ChunkGrid, channels: list[int], decode: Callable[[tuple[Any, ...]], Pixels], places: Sequence[Place]
+    grid: ChunkGrid,
+    channels: list[int],
+    decode: Callable[[tuple[Any, ...]], Pixels],
+    fill: Callable[[Sequence[Interval], Pixels], None],
+    places: Sequence[Place],
 ) -> Iterator[tuple[Place, Pixels]]:
-    """Yield the chunks at `places`, decoded box by box."""
+    """Decode the chunks at `places` box by box, fill the window with each, and yield the chunks."""
     each = [len(channels) if axis == "c" else size for axis, size in zip(grid.axes, grid.chunks, strict=True)]
     chunk_bytes = math.prod(each) * np.dtype(grid.dtype).itemsize
     for box in boxes_of(places):
         for part in cut_box(box, most=max(READ_BYTES // chunk_bytes, 1)):
-            corner = [grid.interval(i, indices[0]).start for i, indices in enumerate(part)]
+            hull = [
+                Interval(grid.interval(i, indices[0]).start, grid.interval(i, indices[-1]).stop)
+                for i, indices in enumerate(part)
+            ]
             selection = tuple(
-                as_index(channels) if axis == "c" else slice(start, grid.interval(i, part[i][-1]).stop)
-                for i, (axis, start) in enumerate(zip(grid.axes, corner, strict=True))
+                as_index(channels) if axis == "c" else interval.slice
+                for axis, interval in zip(grid.axes, hull, strict=True)
             )
             pixels = np.asarray(decode(selection), dtype=grid.dtype)
+            fill(hull, pixels)
             for place in product(*part):
                 inside = tuple(
-                    slice(None) if axis == "c" else grid.interval(i, place[i]).shifted(-start).slice
-                    for i, (axis, start) in enumerate(zip(grid.axes, corner, strict=True))
+                    slice(None) if axis == "c" else grid.interval(i, place[i]).shifted(-interval.start).slice
+                    for i, (axis, interval) in enumerate(zip(grid.axes, hull, strict=True))
                 )
                 yield place, pixels[inside]
 
 
-def _copy(grid: ChunkGrid, window: Mapping[str, Interval], into: Pixels, place: Place, pixels: Pixels) -> None:
-    """Copy what the window has of a chunk."""
+def _copy(
+    grid: ChunkGrid, window: Mapping[str, Interval], into: Pixels, place: Sequence[Interval], pixels: Pixels
+) -> None:
+    """Copy what the window has of the pixels at a place, of one chunk or of several."""
     source: list[slice] = []
     target: list[slice] = []
-    for i, (axis, index) in enumerate(zip(grid.axes, place, strict=True)):
+    for axis, part in zip(grid.axes, place, strict=True):
         if axis == "c":
             source.append(slice(None))
             target.append(slice(None))
             continue
-        chunk, wanted = grid.interval(i, index), window[axis]
-        start, stop = max(chunk.start, wanted.start), min(chunk.stop, wanted.stop)
-        source.append(slice(start - chunk.start, stop - chunk.start))
+        wanted = window[axis]
+        start, stop = max(part.start, wanted.start), min(part.stop, wanted.stop)
+        source.append(slice(start - part.start, stop - part.start))
         target.append(slice(start - wanted.start, stop - wanted.start))
     into[tuple(target)] = pixels[tuple(source)] if pixels.ndim else pixels
 

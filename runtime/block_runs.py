@@ -148,7 +148,7 @@ def _add(totals: RunTotals, report: BlockReport) -> RunTotals:
 def run_pyramid(
     spec: OutputSpec, client: Any, *, part: Region | None = None, progress: ProgressCallback | None
 ) -> None:
-    """Make the pyramid's levels that the blocks could not, from the finest one that they made; or what a part changes."""
+    """Make the pyramid's levels that the blocks could not, from the finest that they made; or what a part changes."""
     start = time.perf_counter()
     pieces = {level: list_regions(spec, level, part) for level in spec.passes}
     total = sum(map(len, pieces.values()))

@@ -88,7 +88,7 @@ class ChunkCache:
         is_spent: Callable[[Place], bool],
         each: int = 1,
     ) -> None:
-        """Give each chunk to `use`, decoding those that are not at hand.
+        """Give each chunk to `use` that is at hand or that another thread decodes, and have `decode` do the others.
 
         Parameters
         ----------
@@ -97,7 +97,7 @@ class ChunkCache:
         places
             Which chunks, each once.
         decode
-            Yields chunks as it has decoded them; they may be views, and are copied if they are kept.
+            Yields chunks as it has decoded and used them; they may be views, and are copied if they are kept.
         use
             Takes a chunk's pixels, which it must not keep; or an array of no axes, the value of all of them.
         cache_bytes
@@ -114,7 +114,6 @@ class ChunkCache:
                 for place, pixels in found:
                     use(place, pixels)
                 for place, pixels in decode([*mine]) if mine else ():
-                    use(place, pixels)
                     self._publish((source, place), pixels, cache_bytes=cache_bytes, is_spent=is_spent(place), each=each)
                     del mine[place]
                 assert not mine, mine

@@ -155,7 +155,7 @@ def segment_array(
 
 
 def segment_pixels(pixels: npt.NDArray[Any], **options: Any) -> npt.NDArray[np.uint8]:
-    """Return the segmentation of an array in memory: what `segment_array` gives, computed. Parameters and errors as there.
+    """Return the segmentation of an array in memory: what `segment_array` gives, computed. Parameters are as there.
 
     >>> segment_pixels(np.zeros((40, 50), np.uint8)).shape
     (40, 50)

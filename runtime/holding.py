@@ -50,7 +50,7 @@ def reason_to_hold(
 
 
 def hold(order: Iterable[int | None], reason: Callable[[], str | None]) -> Iterator[int | None]:
-    """Yield the numbers of blocks, and None for as long as there is a reason to hold; say it in the log, once each time.
+    """Yield the numbers of blocks, and None for as long as there is a reason to hold; the log says it once each time.
 
     >>> reasons = iter([None, "the disk is full", "the disk is full", None])
     >>> list(hold([7, 8], lambda: next(reasons)))

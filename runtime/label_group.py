@@ -3,23 +3,21 @@
 1. `require_label_target` says where: ``labels/NAME`` of a local OME-Zarr image of the versions that we write.
 2. The group ``labels`` is made if there is none. It lists its images in one document, which is replaced as a whole
    and keeps everything else in it: other names, other attributes.
-3. A name is listed when its image is finished, and taken out before it is replaced. Nothing else there is touched.
+3. A name is listed when its image is finished, and taken out before it is replaced. Where the store lists all its nodes
+   in one document too, so is the image (`_consolidated`). Nothing else there is touched.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import sys
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet_deploy.errors import ConfigurationError, InputDataError, OutputPathError, UnsupportedMetadataError
+from unet_deploy.errors import ConfigurationError, OutputPathError, UnsupportedMetadataError
+from unet_deploy.runtime._consolidated import alone_in, find_lists, replace_document, update_lists
 from unet_deploy.runtime._remote import RemoteDirectory, as_location
 from unet_deploy.runtime._zarr_metadata import Node, read_node
 from unet_deploy.runtime.journal import FOLDER
@@ -57,7 +55,7 @@ def require_label_target(
         If the name cannot be used, or something other than labels is to be written.
     OutputPathError
         If the volume is no local OME-Zarr image of version 0.4 or 0.5, cannot be written to, or has consolidated
-        metadata; or the place of the objects is taken by somebody else's.
+        metadata that cannot be read; or the place of the objects is taken by somebody else's.
     UnsupportedMetadataError
         If its ``labels`` is not what it should be.
     """
@@ -73,8 +71,7 @@ def require_label_target(
     labels = image / "labels"
     _require_writable(image, labels)
     _read_listing(labels, zarr_format=info.zarr_format)
-    for group in (labels, image, *image.parents):
-        _require_not_consolidated(group)
+    find_lists(labels, zarr_format=info.zarr_format)
     objects = labels / f"{name}_{INSTANCES_NAME}"
     if wants_instances and objects.exists() and not is_made_for(objects, name):
         raise OutputPathError(
@@ -130,26 +127,6 @@ def _require_writable(image: Path, labels: Path) -> None:
         raise OutputPathError(f"labels cannot go into the volume {image}", why, fix=_OF_THEIR_OWN)
 
 
-def _require_not_consolidated(group: Path) -> None:
-    """Refuse a group whose list of all it holds is kept apart: a program that reads that would not see the labels."""
-    try:
-        is_v3 = (group / "zarr.json").is_file()
-        node = read_node(group) if is_v3 else None
-    except InputDataError:
-        return  # of a folder above the volume: whatever it is, it lists nothing
-    if node is not None and node.document.get("consolidated_metadata") is not None:
-        where, fix = node.file, "remove the key consolidated_metadata there"
-    elif (group / ".zmetadata").is_file():
-        where, fix = group / ".zmetadata", "remove that file: all it says stands in the groups and arrays too"
-    else:
-        return
-    raise OutputPathError(
-        "labels cannot go into the volume: its metadata is consolidated",
-        f"in {where}: programs that read that would not see the labels",
-        fix=f"{fix}; or {_OF_THEIR_OWN}",
-    )
-
-
 def is_made_for(objects: Path, name: str) -> bool:
     """Tell whether a group holds the object ids that we made of the labels called `name`."""
     provenance = read_provenance(objects)
@@ -164,10 +141,10 @@ def begin_label_group(spec: OutputSpec) -> None:
         listing: dict[str, Any] = {"labels": []}
         if spec.zarr_format == 3:
             attributes = {"ome": {"version": spec.ome_version, **listing}}
-            _replace(labels / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+            replace_document(labels / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
         else:
-            _replace(labels / ".zattrs", listing)
-            _replace(labels / ".zgroup", {"zarr_format": 2})
+            replace_document(labels / ".zattrs", listing)
+            replace_document(labels / ".zgroup", {"zarr_format": 2})
     list_label(spec, spec.labels_name, listed=False)
     drop_objects(spec)
 
@@ -186,24 +163,33 @@ def drop_objects(spec: OutputSpec) -> None:
     shutil.rmtree(trash)
 
 
-def list_label(spec: OutputSpec, name: str, *, listed: bool) -> None:
-    """Put a name among the labels, before that of its objects, or take it out; all else in the document stays."""
+def list_label(spec: OutputSpec, name: str, *, listed: bool, attributes: Mapping[str, Any] | None = None) -> None:
+    """Put a name among the labels, before that of its objects, or take it out; all else in the document stays.
+
+    `attributes` of the label image are yet to be written: lists of the whole store say them already.
+    """
     folder = Path(spec.labels_folder)
-    with _alone_in(folder):
+    with alone_in(folder):
         node = _read_listing(folder, zarr_format=spec.zarr_format)
         assert node is not None, folder
         before = _listed(node)
-        if (name in before) == listed:
-            return
-        names = {"labels": [other for other in before if other != name]}
-        if listed:
-            objects = Path(spec.instances_path).name
-            names["labels"].insert(before.index(objects) if objects in before else len(before), name)
-        if spec.zarr_format == 3:
-            ome = {"version": spec.ome_version, **_ome_of(node), **names}
-            _replace(folder / "zarr.json", {**node.document, "attributes": {**node.attributes, "ome": ome}})
-        else:
-            _replace(folder / ".zattrs", {**node.attributes, **names})
+        if (name in before) != listed:
+            names = [other for other in before if other != name]
+            if listed:
+                objects = Path(spec.instances_path).name
+                names.insert(before.index(objects) if objects in before else len(before), name)
+            _write_listing(folder, node, names, version=spec.ome_version)
+    if spec.is_label_group:
+        update_lists(folder, name, zarr_format=spec.zarr_format, is_there=listed, attributes=attributes)
+
+
+def _write_listing(labels: Path, node: Node, names: list[str], *, version: str) -> None:
+    if node.zarr_format == 3:
+        ome = {"version": version, **_ome_of(node), "labels": names}
+        document = {**node.document, "attributes": {**node.attributes, "ome": ome}}
+        replace_document(labels / "zarr.json", document)
+    else:
+        replace_document(labels / ".zattrs", {**node.attributes, "labels": names})
 
 
 def _read_listing(labels: Path, *, zarr_format: int) -> Node | None:
@@ -237,30 +223,3 @@ def _listed(node: Node) -> Any:
 def _ome_of(node: Node) -> dict[str, Any]:
     ome = node.attributes.get("ome")
     return ome if isinstance(ome, dict) else {}
-
-
-def _replace(file: Path, document: dict[str, Any]) -> None:
-    """Write a document in place of the one there is, in one step: whoever reads sees the one or the other."""
-    draft = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
-    try:
-        draft.write_text(json.dumps(document, indent=2), encoding="utf-8")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs that write labels to the same volume from listing theirs meanwhile: one name would be lost."""
-    if sys.platform == "win32":  # has no lock of a folder; a lock file would be one more thing in the volume
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks: as on Windows
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -211,8 +211,9 @@ def finish_output(spec: OutputSpec, *, provenance: Mapping[str, Any], source: st
         if spec.is_label_group:
             group = zarr.open_group(spec.path, mode="r+")
             group.attrs.update(_label_attributes(spec, "../../"))
-            list_label(spec, spec.labels_name, listed=True)
-            group.attrs[PROVENANCE_KEY] = dict(provenance)  # last: with it, nothing is left to be done
+            said = {PROVENANCE_KEY: dict(provenance)}
+            list_label(spec, spec.labels_name, listed=True, attributes=said)
+            group.attrs.update(said)  # last: with it, nothing is left to be done
         else:
             _finish_store(spec, provenance, source)
 

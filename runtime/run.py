@@ -13,7 +13,7 @@ from typing import Any
 from unet_deploy.errors import InterruptedRunError, ReadError
 from unet_deploy.runtime.block_runs import RunTotals, run_blocks, run_pyramid
 from unet_deploy.runtime.block_table import write_block_table
-from unet_deploy.runtime.drift import Finding, check_drift, require_no_drift
+from unet_deploy.runtime.drift import Finding, check_drift, describe_findings, require_no_drift
 from unet_deploy.runtime.engines import EngineDescription
 from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
 from unet_deploy.runtime.engines.runner import choose_runner
@@ -67,6 +67,12 @@ class Run:
     started: float
     """By `time.perf_counter`."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """What a process may keep of decoded chunks: nothing of a volume that is still being written."""
+        is_written = self.following is not None or bool(self.ready.volume.info.grows)
+        return 0 if is_written else self.ready.plan.cache_bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -95,6 +101,7 @@ def carry_out(run: Run, client: Any) -> SegmentationResult:
     # What an engine computes from raw pixels is proved here, before anything is written.
     choose_runner(get_engine(run.request), measured.normaliser, dtype=info.dtype, kinds=run.spec.kinds)
     with ExitStack() as held:
+        held.callback(run.ready.volume.forget_chunks)
         journal, provenance = _begin(run, measured)
         held.enter_context(journal)
         prepared = time.perf_counter()
@@ -166,7 +173,7 @@ def _measure(run: Run, client: Any) -> Measured:
                 ready.channels,
                 percentiles,
                 client,
-                cache_bytes=ready.plan.cache_bytes,
+                cache_bytes=run.cache_bytes,
                 progress=run.progress,
             )
         normaliser = choose_normaliser(card, info.dtype, input_range=None, source=info.path, measured=found.ranges)
@@ -185,15 +192,15 @@ def _compare(run: Run, client: Any) -> tuple[Finding, ...]:
             ready.channels,
             client,
             input_range=run.input_range,
-            cache_bytes=ready.plan.cache_bytes,
+            cache_bytes=run.cache_bytes,
         )
     except ReadError as error:  # a damaged chunk is a failed block, which says so; the others can be done
         logger.warning("the volume was not compared with the training images: %s", error.headline)
         return ()
     if run.is_strict:
         require_no_drift(findings, source=ready.volume.info.path)
-    for finding in findings:
-        logger.warning("the volume differs from what the model was trained on: %s", finding.text)
+    if findings:
+        logger.warning("\n  ".join(describe_findings(findings, source=ready.volume.info.path)))
     return findings
 
 
@@ -293,7 +300,7 @@ def _run_blocks(
 ) -> RunTotals:
     plan, target = run.ready.plan, run.place.target
     job = Job(
-        plan=plan,
+        plan=replace(plan, cache_bytes=run.cache_bytes),
         volume=run.ready.volume,
         channels=run.ready.channels,
         normaliser=measured.normaliser,

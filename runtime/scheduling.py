@@ -119,7 +119,7 @@ class _Run:
         self.lost: dict[int, int] = {}
         self.arrivals: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self.sent: Any = None
-        self.generation = 0  # how often it was sent
+        self.generation, self.can_send_to_all = 0, True  # how often it was sent; whether all answered
         self.times: deque[float] = deque(maxlen=N_TIMES)
         self.longest = 0.0
         self.clock = AwakeClock()
@@ -163,7 +163,6 @@ class _Run:
             elif i is None:
                 self.ask_at = self.clock() + self.patience.poll_s
             else:
-                assert isinstance(i, int), i
                 assert i not in self.live, i
                 if not self._submit(i):
                     self.again.append(i)
@@ -181,9 +180,8 @@ class _Run:
         self.workers.require_scheduler()
         if self.sent is None and not self._send():
             return False
-        where: dict[str, Any] = {}
-        if self.workers.stalled:
-            where = {"workers": self.workers.able, "allow_other_workers": True}
+        able = {"workers": self.workers.able, "allow_other_workers": True}
+        where: dict[str, Any] = able if self.workers.stalled else {}
         future = self.client.submit(self.function, self.sent, *self.small, i, pure=False, **where)
         attempt = _Attempt(i, future, self.clock(), self.generation, is_alone)
         self.attempts[future.key] = attempt
@@ -199,10 +197,14 @@ class _Run:
             self._look()
         if not self.workers.threads:
             return False
+        how = {"hash": False, "broadcast": self.can_send_to_all, "workers": self.workers.able}
         try:
-            self.sent = self.client.scatter(self.big, hash=False, broadcast=True, workers=self.workers.able)
-        except (OSError, KeyError) as error:  # who was there a moment ago is gone; TimeoutError is an OSError
-            logger.warning("what the tasks share could not be sent to the workers: %s", error)
+            self.sent = self.client.sync(
+                self.client.scatter, self.big, callback_timeout=max(self.patience.stall_s, 10), **how
+            )
+        except (OSError, KeyError) as error:  # somebody is gone, or (TimeoutError is an OSError) does not answer
+            logger.warning("what the tasks share could not be sent to the workers: %r", error)
+            self.can_send_to_all = False  # but to one of them, another each time, and they to each other
             self.workers.look_soon()
             return False
         self.generation += 1
@@ -239,9 +241,8 @@ class _Run:
         if isinstance(outcome, tuple):
             self._is_back(attempt)
             if not others and attempt.worker is None:
-                took = self.clock() - attempt.begun
-                self.times.append(took)
-                self.longest = max(self.longest, took)
+                self.times.append(self.clock() - attempt.begun)
+                self.longest = max(self.longest, self.times[-1])
             self._leave(i)
             yield outcome[0]
             return
@@ -269,7 +270,7 @@ class _Run:
             yield _give_up(i, "its input was lost with its worker, again and again", self.on_killed)
 
     def _try_alone(self, attempt: _Attempt, died: str) -> Iterator[Any]:
-        """Submit a task by itself, after the others, that its workers died of; yield what it is given up with, if so.
+        """Let a task run alone that its workers died of; yield what it is given up with, if it is.
 
         The scheduler blames a worker's death on all tasks that it had.
         """
@@ -327,12 +328,8 @@ class _Run:
             if attempt.worker not in self.workers.stalled:
                 self.workers.stalled.add(attempt.worker)
                 self.sent = None  # the others may not be able to fetch it from there, so it is sent to them
-                logger.warning(
-                    "worker %s has not finished part %d in %.0f s: others do it too, and it gets no more until it ends",
-                    attempt.worker,
-                    attempt.number,
-                    now - attempt.begun,
-                )
+                text = "worker %s has not done part %d in %.0f s: others do it too, and it gets no more until it ends"
+                logger.warning(text, attempt.worker, attempt.number, now - attempt.begun)
         for attempt in late:
             self._submit(attempt.number, is_alone=attempt.is_alone)
 
@@ -350,5 +347,5 @@ def _give_up(i: int, reason: str, on_killed: Callable[[int, str], Any] | None) -
     raise SchedulerError(
         "workers died while they did a part of the work, one after the other",
         f"part {i}: {reason}",
-        fix="look at the workers' logs; where memory ran out, give them more or allow less (--memory)",
+        fix="look at the workers' logs; where memory ran out, give them more or allow less (--max-memory)",
     )

@@ -25,7 +25,10 @@ from tests.contract.volumes import AXES, KINDS, StoreKind, chunk_files, make_pix
 from unet_deploy.card import Network
 from unet_deploy.errors import ReadError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime.chunk_cache import CHUNKS, ENTRY_BYTES
+from unet_deploy.runtime import segment
+from unet_deploy.runtime.chunk_cache import CHUNKS, ENTRY_BYTES, CacheCounts
+from unet_deploy.runtime.engines.fake import FakeEngine
+from unet_deploy.runtime.follow import Following
 from unet_deploy.runtime.grey_values import sample_volume
 from unet_deploy.runtime.plan import Extents, SegmentationPlan, plan_segmentation
 from unet_deploy.runtime.scheduling import connect
@@ -251,3 +254,36 @@ def test_a_pass_over_everything_keeps_it_only_if_all_of_it_fits(tmp_path: Path, 
     sample_volume(volume, (0,), None, sample_values=None, cache_bytes=room)
     volume.read(z=Interval(0, 1), y=Interval(0, 150), x=Interval(0, 170), cache_bytes=room)
     assert store.asked.total() == (18 if fits else 27)
+
+
+def test_a_whole_segmentation_decodes_each_chunk_about_once(tmp_path: Path, fake_artifact: Any) -> None:
+    # The drift guard looks at the whole of so small a volume, and the blocks are served what it decoded.
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 300, 400), dtype=np.uint8)
+    path = write_array(tmp_path / "v.zarr", pixels, axes="zyx", kind=KIND["v3-zstd"], chunks=(1, 64, 64))
+    result = segment(
+        path,
+        model=fake_artifact(),
+        engine_factory=lambda artifact: FakeEngine(artifact.card.network),
+        output=tmp_path / "out.zarr",
+        tile=(60, 60),
+    )
+    n_chunks = 2 * 5 * 7
+    counts = CHUNKS.counts
+    assert result.plan.n_blocks >= 2
+    assert n_chunks <= counts.decoded <= 1.1 * n_chunks
+    assert counts.served >= n_chunks
+    assert counts.held == 0  # the run is over
+
+
+def test_nothing_is_kept_of_a_volume_that_is_followed(tmp_path: Path, fake_artifact: Any) -> None:
+    # A chunk that is written again after it was read must not be served to a later block.
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 100, 120), dtype=np.uint8)
+    path = write_array(tmp_path / "v.zarr", pixels, axes="zyx", kind=KIND["v3-zstd"], chunks=(1, 64, 64))
+    segment(
+        path,
+        model=fake_artifact(),
+        engine_factory=lambda artifact: FakeEngine(artifact.card.network),
+        output=tmp_path / "out.zarr",
+        follow=Following(timeout_s=30.0),
+    )
+    assert CHUNKS.counts == CacheCounts()

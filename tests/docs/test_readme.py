@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -30,9 +30,9 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 MAX_LINES = 40
 
 
-def blocks(language: str) -> list[str]:
-    """Return the contents of all fenced blocks of a language, on all pages."""
-    return [match[2] for page in PAGES.values() for match in FENCE.finditer(page) if match[1] == language]
+def blocks(language: str, pages: Iterable[str] = PAGES) -> list[str]:
+    """Return the contents of all fenced blocks of a language, by default on all pages."""
+    return [match[2] for page in pages for match in FENCE.finditer(PAGES[page]) if match[1] == language]
 
 
 def commands() -> list[list[str]]:
@@ -43,7 +43,7 @@ def commands() -> list[list[str]]:
 
 
 COMMANDS = commands()
-EXAMPLES = blocks("python")
+EXAMPLES = blocks("python", ["README.md", "pipelines.md"])  # recipes for clusters need one
 
 
 @cache

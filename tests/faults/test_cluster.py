@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -142,7 +143,7 @@ def test_a_task_is_not_blamed_for_its_neighbour(tmp_path: Path) -> None:
     [
         pytest.param("--nanny", "5s", 3600.0, False, id="the scheduler restarts it"),
         pytest.param("--no-nanny", "5s", 3600.0, True, id="the scheduler removes it"),
-        pytest.param("--nanny", "1h", 2.0, True, id="its tasks are done by others"),
+        pytest.param("--nanny", "1h", 4.0, True, id="its tasks are done by others"),
     ],
 )
 def test_a_worker_that_is_stopped_is_survived(
@@ -170,6 +171,26 @@ def test_a_worker_that_is_stopped_is_survived(
                 is_there = False
     assert sorted(found) == list(range(60))
     assert is_there == comes_back
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that stops a process")
+def test_a_worker_that_is_stopped_before_the_run_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What the tasks share cannot be sent to it, nor is the scheduler told so before its worker-ttl."""
+    with (
+        caplog.at_level(logging.WARNING, "unet_deploy"),
+        dask_processes(
+            tmp_path / "dask", workers=2, options=("--nthreads", "1"), SCHEDULER__WORKER_TTL="1h"
+        ) as cluster,
+        client_of(cluster, workers=2) as client,
+    ):
+        stopped = sorted(client.run(os.getpid).values())[0]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            found = list(run_tasks(client, work, ("x",), 30, patience=Patience(check_s=0.5, stall_s=4.0)))
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+    assert sorted(found) == list(range(30))
+    assert any("what the tasks share could not be sent" in record.getMessage() for record in caplog.records)
 
 
 def test_a_worker_that_is_killed_is_replaced_by_one_that_joins(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Faults, and what was promised of each: how the run ends, what the output then says of itself, how it is finished.
 
-`PROMISES` is the table. Each row is run as a user would: the command under the fault; the same command again, when the
-fault has passed; what its message says, where that is more. In the end the result is that of a run without faults.
+`PROMISES` is the table, of which docs/faults.md tells users. Each row is run as a user would: the command under the
+fault; the same command again, when the fault has passed; what its message says, where that is more. In the end the
+result is that of a run without faults.
 
 Other rows of the same table are tested where their means are: workers that die or run out of memory in `test_workers`,
 kills in `test_killed_run` and `test_resumed_run`, a device without memory in `tests/unit/test_memory.py`, damage in
@@ -244,6 +245,14 @@ def test_what_was_promised(name: str, folder: Path, clean: dict[str, np.ndarray]
     if promise.finish:
         assert cli(*command, *promise.finish).code == 0
     require_clean(output, clean)
+
+
+def test_the_page_has_each_promise() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "faults.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    shown = {row[0].removeprefix("| "): row[2] for row in rows}
+    assert PROMISES.keys() <= shown.keys()
+    assert all(shown[name] == str(promise.code) for name, promise in PROMISES.items())
 
 
 def require_holes(output: Path, clean: dict[str, np.ndarray], failed: tuple[int, ...]) -> None:

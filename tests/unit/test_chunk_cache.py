@@ -47,10 +47,15 @@ class Reader:
             assert place not in got
             got[place] = pixels.copy()
 
+        def decode(places: Sequence[Place]) -> Iterator[tuple[Place, Pixels]]:
+            for place, pixels in self.decode(places):
+                use(place, pixels)
+                yield place, pixels
+
         self.cache.fetch(
             (self.token, (0,)),
             [(n,) for n in numbers],
-            decode=self.decode,
+            decode=decode,
             use=use,
             cache_bytes=cache_bytes,
             is_spent=lambda place: place[0] in spent,

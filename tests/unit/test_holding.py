@@ -67,6 +67,12 @@ def test_low_priority_is_that_of_what_comes_after() -> None:
     import subprocess
     import sys
 
-    program = "import os\nfrom unet_deploy.runtime.machine import lower_priority\na = os.nice(0)\nlower_priority()\nprint(os.nice(0) - a)"
+    program = (
+        "import os\n"
+        "from unet_deploy.runtime.machine import lower_priority\n"
+        "before = os.nice(0)\n"
+        "lower_priority()\n"
+        "print(os.nice(0) - before)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert 0 < int(done.stdout) <= 10

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -398,31 +400,89 @@ def test_odd_labels_are_refused(volume: Path, what: str) -> None:
     assert caught.value.fix.startswith("leave --into-labels out")
 
 
-@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
-def test_consolidated_metadata_would_hide_them(volume: Path) -> None:
-    zarr.consolidate_metadata(volume)
+def consolidate(group: Path) -> Path:
+    """Write the list of all nodes of a group; return the document that it stands in."""
+    with warnings.catch_warnings(action="ignore"):  # that it is no part of the specification of version 3
+        zarr.consolidate_metadata(group)
+    return group / (".zmetadata" if (group / ".zgroup").exists() else "zarr.json")
+
+
+def entries(document: Path) -> dict[str, Any]:
+    found = json.loads(document.read_text())
+    metadata: dict[str, Any] = found.get("consolidated_metadata", found)["metadata"]
+    return metadata
+
+
+def test_consolidated_metadata_lists_them_too(volume: Path) -> None:
+    document = consolidate(volume)
+    before, files = entries(document), fingerprint(volume, document.name)
+    spec = run(volume)
+    assert fingerprint(volume, "labels/", document.name) == files
+    after = entries(document)
+    assert {key: after[key] for key in before} == before
+    assert {key.split("/")[0] for key in after.keys() - before.keys()} == {"labels"}
+    root = zarr.open_group(volume, mode="r")  # zarr believes the list
+    assert root.metadata.consolidated_metadata is not None
+    label: Any = root["labels/cells"]
+    assert label.attrs["unet_deploy"] == {"status": "complete"}
+    assert dict(label.attrs) == dict(zarr.open_group(spec.path, mode="r").attrs)
+    np.testing.assert_array_equal(np.asarray(label["0"][...]), make_labels())
+    models: Any = ome_zarr_models.v04 if spec.zarr_format == 2 else ome_zarr_models.v05
+    assert models.Image.from_zarr(root).labels is not None
+
+    consolidated = entries(document)
+    assert consolidated.keys() == entries(consolidate(volume)).keys()  # what zarr itself would list
+    with connect(None) as client:
+        number_instances(spec, InstanceRule(classes=(1,)), client)
+    finish_instances(spec, provenance={}, source=None)
+    assert "cells_instances" in zarr.open_group(volume, mode="r")["labels"]  # type: ignore[operator]
+    create_output(spec, fingerprint={}, provenance={}, overwrite=True).close()
+    again = zarr.open_group(volume, mode="r")["labels"]
+    assert not [name for name in ("cells", "cells_instances") if name in again]  # type: ignore[operator]
+    finish_output(spec, provenance={"status": "complete"}, source=None)
+    assert entries(document).keys() == consolidated.keys()
+
+
+def test_a_begun_one_is_not_in_the_consolidated_metadata(volume: Path) -> None:
+    document = consolidate(volume)
+    before = document.read_bytes()
+    target = require_label_target(open_volume(volume).info, "cells")
+    create_output(spec_at(target), fingerprint={}, provenance={}, overwrite=False).close()
+    assert document.read_bytes() == before
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_lists_of_the_groups_above_are_kept_too(tmp_path: Path, version: OmeVersion) -> None:
+    zarr_format = 2 if version == "0.4" else 3
+    plate = tmp_path / "plate.zarr"
+    zarr.create_group(plate, zarr_format=zarr_format, path="A")  # type: ignore[arg-type]
+    image = write_image(plate / "A" / "0", version)
+    documents = [consolidate(image), consolidate(plate)]
+    run(image)
+    for group, inside in ((image, "labels/cells"), (plate, "A/0/labels/cells")):
+        label: Any = zarr.open_group(group, mode="r")[inside]
+        assert label.attrs["unet_deploy"] == {"status": "complete"}
+        assert label["1"].shape == (2, 15, 300)
+    assert not [key for document in documents for key in entries(document) if "//" in key or key.startswith("/")]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"metadata": 1}'])
+def test_consolidated_metadata_that_cannot_be_read_is_refused(volume: Path, text: str) -> None:
+    if (volume / ".zgroup").exists():
+        document = volume / ".zmetadata"
+        document.write_text(text)
+    else:
+        document = volume / "zarr.json"
+        found = json.loads(document.read_text())
+        document.write_text(json.dumps({**found, "consolidated_metadata": {"metadata": text}}))
     before = fingerprint(volume)
     with pytest.raises(
         OutputPathError,
-        match=r"^labels cannot go into the volume: its metadata is consolidated\n  in .*: programs ",
+        match=r"^labels cannot go into the volume: its consolidated metadata cannot be read\n  in .*: programs that",
     ) as caught:
         require_label_target(open_volume(volume).info, "cells")
-    assert caught.value.fix.startswith("remove ")
+    assert caught.value.fix.startswith("remove it (all it says stands in the groups and arrays too)")
     assert fingerprint(volume) == before
-    # Why: Zarr itself believes the list, and says that there is nothing.
-    write_group(volume / "labels", {}, zarr_format=2 if (volume / ".zgroup").exists() else 3)
-    with pytest.raises(KeyError):
-        zarr.open_group(volume, mode="r")["labels"]
-
-
-@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
-def test_consolidated_metadata_above_would_hide_them_too(tmp_path: Path) -> None:
-    zarr.create_group(tmp_path / "plate.zarr", zarr_format=2)
-    image = write_image(tmp_path / "plate.zarr" / "0", "0.4")
-    assert require_label_target(open_volume(image).info, "cells") == image / "labels" / "cells"
-    zarr.consolidate_metadata(tmp_path / "plate.zarr")
-    with pytest.raises(OutputPathError, match=r"metadata is consolidated\n  in .*plate\.zarr/?\\?\.zmetadata"):
-        require_label_target(open_volume(image).info, "cells")
 
 
 @pytest.mark.parametrize("text", ["{", '{"zarr_format": 3, "node_type": "group"}'])

@@ -111,8 +111,8 @@ def test_a_part_of_a_finished_output_is_made_again_only_if_told(run: Run, volume
 def test_a_part_made_again_and_broken_off_is_gone_on_with(run: Run) -> None:
     first = run("out")
     told: list[Progress] = []
+    part = {"region": parse_region("z=2:10"), "overwrite": True}
     with pytest.raises(InterruptedRunError, match=r"^stopped with \d of 8 blocks done"):
-        part = {"region": parse_region("z=2:10"), "overwrite": True}
         run("out", **part, should_stop=lambda: bool(told), progress=told.append)
     assert status_of(first.output) == "running"
     rest = run("out")

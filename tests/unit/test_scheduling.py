@@ -139,10 +139,11 @@ def test_a_stop_finishes_what_is_in_flight(client: Any) -> None:
     assert 20 <= len(taken) <= 26
 
 
-def test_a_bounded_number_is_known_to_the_scheduler(client: Any) -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(5_000, marks=pytest.mark.slow)])
+def test_a_bounded_number_is_known_to_the_scheduler(client: Any, count: int) -> None:
     """Nor are more numbers asked for than that."""
     ahead, known, done = 0, 0, 0
-    taken = iter(range(200))
+    taken = iter(range(count))
 
     def numbers() -> Iterator[int]:
         nonlocal ahead
@@ -154,7 +155,7 @@ def test_a_bounded_number_is_known_to_the_scheduler(client: Any) -> None:
         done += 1
         if done % 50 == 25:
             known = max(known, client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
-    assert done == 200
+    assert done == count
     assert ahead <= 2 * 2 + 1
     assert 1 <= known <= 2 * 2 + 1 + 8  # those released a moment ago are still there
 
@@ -216,7 +217,7 @@ def test_a_late_task_is_done_by_another_worker(cluster: LocalCluster, caplog: py
     assert BEGUN[7] == 2
     assert 0.4 < late[0] < 10
     assert len(set(names)) == 1
-    (said,) = [record.getMessage() for record in caplog.records if "has not finished part 7" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "has not done part 7" in record.getMessage()]
     assert "others do it too, and it gets no more until it ends" in said
 
 

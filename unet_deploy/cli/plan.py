@@ -143,7 +143,7 @@ def _show(ready: Preparation, facts: dict[str, Any], timed: EngineDescription | 
         *([] if facts["blocks_wanted"] == p.n_blocks else [("region", f"{facts['blocks_wanted']} of them")]),
         ("chunks out", " × ".join(map(str, p.grid.chunk)) + (f", shards {p.grid.shard}" if p.grid.shard else "")),
         ("work", f"{p.flops / 1e12:.3g} TFLOP, {(p.flops_ratio - 1):.0%} more than an endless tile would need"),
-        ("read", f"{format_bytes(facts['bytes_read'])} with halos"),
+        ("read", f"{format_bytes(facts['bytes_read'])} with halos; a chunk is decoded {p.decodes_per_chunk:.2f} times"),
         *_statistics_rows(ready),
         ("memory", f"about {format_bytes(p.peak_memory_bytes)}, whatever the volume's size{available}"),
         ("disk", f"up to {format_bytes(facts['disk_bytes'])}, {format_bytes(facts['disk_free_bytes'])} free"),
