@@ -15,7 +15,7 @@ from unet_deploy.errors import OutputExistsError, OutputPathError
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.images import ImageEntry
 from unet_deploy.runtime.instances import InstanceRule, require_rule
-from unet_deploy.runtime.layout import INSTANCES_NAME, KINDS, split_kinds
+from unet_deploy.runtime.layout import INSTANCES_NAME, split_kinds
 from unet_deploy.runtime.output_paths import find_store, read_provenance
 from unet_deploy.runtime.preparation import choose_channels, default_output, open_for
 from unet_deploy.runtime.resume import identify_volume
@@ -88,7 +88,8 @@ def require_same_origin(
     opened, _ = open_for(
         artifact.card, volume, image=entry.name or None, level=options.get("level"), axes=options.get("axes")
     )
-    kinds, wants_instances = split_kinds(options.get("write") or KINDS)
+    is_label_group = options.get("into_labels") is not None
+    kinds, wants_instances = split_kinds(options.get("write"), is_label_group=is_label_group)
     channels = choose_channels(opened.info, artifact.card, options.get("channels", ()))
     input_range = options.get("input_range")
     parameters = made.get("parameters") or {}

@@ -42,8 +42,10 @@ def require_kinds(kinds: Sequence[str]) -> tuple[Kind, ...]:
     return tuple(kind for kind in KINDS if kind in kinds)
 
 
-def split_kinds(write: Sequence[str]) -> tuple[tuple[Kind, ...], bool]:
+def split_kinds(write: Sequence[str] | None, *, is_label_group: bool = False) -> tuple[tuple[Kind, ...], bool]:
     """Return the kinds of result in our order, and whether objects are to be numbered.
+
+    None is labels and probabilities, or, in a label group, labels alone.
 
     Raises
     ------
@@ -55,6 +57,8 @@ def split_kinds(write: Sequence[str]) -> tuple[tuple[Kind, ...], bool]:
     >>> split_kinds(["instances", "labels"])
     (('labels',), True)
     """
+    if write is None:
+        return (("labels",) if is_label_group else KINDS), False
     meaning = "labels are the class of each pixel, probabilities its soft-max in 8 bit, instances the objects' numbers"
     _require_known(write, (*KINDS, INSTANCES), meaning)
     wants_instances = INSTANCES in write

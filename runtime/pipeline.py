@@ -28,7 +28,7 @@ from unet_deploy.runtime.execute import ProgressCallback
 from unet_deploy.runtime.follow import Following, begin_following, require_followable, wait_for_volume
 from unet_deploy.runtime.holding import MIN_FREE_BYTES, check_memory
 from unet_deploy.runtime.instances import require_rule
-from unet_deploy.runtime.layout import KINDS, split_kinds
+from unet_deploy.runtime.layout import default_kinds, split_kinds
 from unet_deploy.runtime.machine import read_memory
 from unet_deploy.runtime.place import find_place, require_objects_fit
 from unet_deploy.runtime.preparation import prepare
@@ -47,7 +47,7 @@ def segment(
     output: str | Path | None = None,
     into_labels: str | None = None,
     overwrite: bool = False,
-    write: Sequence[str] = KINDS,
+    write: Sequence[str] | None = None,
     image: str | None = None,
     channels: Sequence[int | str] = (),
     axes: str | None = None,
@@ -102,7 +102,8 @@ def segment(
         region's blocks are made again.
     write
         Any of ``"labels"`` (uint8, the class of each pixel), ``"probabilities"`` (uint8 by class, 255 for certain) and
-        ``"instances"`` (uint32, a number for each object across blocks; needs labels).
+        ``"instances"`` (uint32, a number for each object across blocks; needs labels). None for labels and
+        probabilities, or labels alone into the volume's own.
     image
         Which image of a plate, a series or another store of several; see `list_images`.
     channels
@@ -187,7 +188,9 @@ def segment(
         If `should_stop` said so before the last block, or what a volume that is followed lacks did not come in time.
     """
     started = time.perf_counter()
-    kinds, wants_objects = split_kinds(write)
+    kinds, wants_objects = split_kinds(
+        default_kinds(is_label_group=into_labels is not None) if write is None else write
+    )
     candidates(device, engine)  # says what is wrong with the names before any work
     if follow is not None:
         wait_for_volume(

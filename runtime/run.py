@@ -338,4 +338,4 @@ def _number(run: Run, client: Any) -> InstanceResult | None:
     if run.rule is None:
         return None
     table = default_table(run.place.target)
-    return number_instances(run.spec, run.rule, client, table=table, progress=run.progress)
+    return number_instances(run.spec, run.rule, client, table=table, should_stop=run.should_stop, progress=run.progress)

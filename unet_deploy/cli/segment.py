@@ -123,14 +123,13 @@ def segment(
     """
     from unet_deploy.runtime import pipeline
     from unet_deploy.runtime.holding import MIN_FREE_BYTES
-    from unet_deploy.runtime.layout import KINDS
     from unet_deploy.runtime.machine import lower_priority
 
     free = flags.parse_size(min_free_disk, flag="--min-free-disk")
     options: dict[str, Any] = {
         "into_labels": into_labels,
         "overwrite": overwrite,
-        "write": write or KINDS,
+        "write": write,
         "channels": channel or (),
         "axes": axes,
         "level": level,
