@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import re
@@ -121,7 +120,7 @@ def _load(file: Location) -> Document | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ReadError:
-        raise  # of an address; says it itself
+        raise  # it says it itself
     except OSError as error:
         fix = "check the file's permissions and the disk"
         raise ReadError("the metadata cannot be read", f"in {file}", str(error), fix=fix) from error
@@ -149,7 +148,12 @@ def _read_bytes(file: Location) -> bytes | None:
 
 def _read_start(file: Path) -> bytes:
     if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would never end
-        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+        raise ReadError(
+            "the metadata cannot be read",
+            f"in {file}",
+            "it is no regular file",
+            fix="copy the volume again from its source",
+        )
     with file.open("rb") as stream:
         return stream.read(MAX_DOCUMENT_BYTES + 1)
 

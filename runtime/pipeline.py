@@ -28,7 +28,7 @@ from unet_deploy.runtime.execute import ProgressCallback
 from unet_deploy.runtime.follow import Following, begin_following, require_followable, wait_for_volume
 from unet_deploy.runtime.holding import MIN_FREE_BYTES, check_memory
 from unet_deploy.runtime.instances import require_rule
-from unet_deploy.runtime.layout import default_kinds, split_kinds
+from unet_deploy.runtime.layout import split_kinds
 from unet_deploy.runtime.machine import read_memory
 from unet_deploy.runtime.place import find_place, require_objects_fit
 from unet_deploy.runtime.preparation import prepare
@@ -188,9 +188,7 @@ def segment(
         If `should_stop` said so before the last block, or what a volume that is followed lacks did not come in time.
     """
     started = time.perf_counter()
-    kinds, wants_objects = split_kinds(
-        default_kinds(is_label_group=into_labels is not None) if write is None else write
-    )
+    kinds, wants_objects = split_kinds(write, is_label_group=into_labels is not None)
     candidates(device, engine)  # says what is wrong with the names before any work
     if follow is not None:
         wait_for_volume(
