@@ -86,6 +86,7 @@ class Workers:
         self.stalled &= self.threads.keys()
         if self.threads:
             self._seen_at = now
+            self._client.run_on_scheduler(_forget_submissions)
             if now - self._heard_at > self._patience.no_worker_s:
                 self._require_one_awake()
                 self._heard_at = now
@@ -158,3 +159,12 @@ class Workers:
 
 def _find_paused(dask_scheduler: Any) -> list[str]:
     return [address for address, worker in dask_scheduler.workers.items() if worker.status.name == "paused"]
+
+
+def _forget_submissions(dask_scheduler: Any) -> None:
+    """Drop what the scheduler's spans note of each call of `Client.submit`: a million notes are 400 MB, all alike."""
+    alike = {"type": "Future"}
+    for span in getattr(dask_scheduler.extensions.get("spans"), "spans", {}).values():
+        notes = (getattr(span, "metadata", None) or {}).get("collections", [])
+        if notes.count(alike) > 1:
+            notes[:] = [alike, *(note for note in notes if note != alike)]
