@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -132,7 +133,12 @@ def replace_document(file: Path, document: Mapping[str, Any]) -> None:
     """Write a document in place of the one there is, in one step: whoever reads sees the one or the other."""
     draft = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
-        draft.write_text(json.dumps(document, indent=2), encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(document, indent=2))
+            stream.flush()
+            os.fsync(stream.fileno())
+        with suppress(OSError):  # there may be none yet; who may write to it is the user's to say
+            shutil.copymode(file, draft)
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)

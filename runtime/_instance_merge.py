@@ -30,6 +30,7 @@ from unet_deploy.runtime.plan import Extents
 MAX_OBJECTS = 2**32 - 1
 """More have no uint32 each."""
 ROWS_AT_ONCE = 65536
+_MOST_HEADER_BYTES = 256
 
 Faces = dict[int, tuple[Ids, Ids]]
 Pairs = npt.NDArray[np.int64]
@@ -160,6 +161,15 @@ def table_columns(axes: str) -> tuple[str, ...]:
     spatial = [axis for axis in "zyx" if axis in axes]
     boxes = [f"{axis}_{end}" for axis in spatial for end in ("start", "stop")]
     return ("id", "class", "pixels", *(["t"] if "t" in axes else []), *boxes, *spatial)
+
+
+def is_table(path: Path) -> bool:
+    """Tell whether a file begins as a table of objects does: it may be replaced by another."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        first = file.readline(_MOST_HEADER_BYTES)
+    return first in {",".join(table_columns(axes)).encode() + b"\r\n" for axes in ("yx", "zyx", "tyx", "tzyx")}
 
 
 def write_table(

@@ -25,8 +25,6 @@ from unet_deploy.runtime.layout import INSTANCES_NAME, PROVENANCE_KEY, OutputSpe
 from unet_deploy.runtime.output import create_array
 from unet_deploy.runtime.pyramid import reduce_mode
 
-STRIP_ROWS = 256
-"""Even, so that no 2 × 2 cell is cut."""
 
 InstanceIds = npt.NDArray[np.uint32]
 
@@ -67,7 +65,7 @@ def downsample_ids(spec: OutputSpec, level: int, index: int) -> None:
     rows, columns = slice(2 * y.start, min(2 * y.stop, above.y)), slice(2 * x.start, min(2 * x.stop, above.x))
     place = spec.to_layout("labels", {"t": slice(region.t, region.t + 1), "z": region.z.slice, "y": rows, "x": columns})
     read = np.asarray(_open(spec, level - 1)[place], np.uint32).reshape(region.z.size, rows.stop - rows.start, -1)
-    _write_levels(spec, _halved(read), level=level, count=1 + spec.levels_within(level, spec.region), block=region)
+    _write_levels(spec, reduce_mode(read), level=level, count=1 + spec.levels_within(level, spec.region), block=region)
 
 
 def count_pieces(spec: OutputSpec, level: int) -> int:
@@ -107,7 +105,7 @@ def finish_instances(spec: OutputSpec, *, provenance: Mapping[str, Any], source:
 def _write_levels(spec: OutputSpec, ids: InstanceIds, *, level: int, count: int, block: Box) -> None:
     for deeper in range(count):
         if deeper:
-            ids = _halved(ids)
+            ids = reduce_mode(ids)
         e = spec.level_extents(level + deeper)
         rows, columns = (
             slice(side.start >> deeper, min(-(-side.stop >> deeper), extent))
@@ -117,12 +115,6 @@ def _write_levels(spec: OutputSpec, ids: InstanceIds, *, level: int, count: int,
         absent = tuple(i for i, axis in enumerate("tzyx") if axis not in spec.axes)
         with full_disk_named(f"while writing {INSTANCES_NAME} at {spec.path}"):
             _open(spec, level + deeper)[spec.to_layout("labels", place)] = ids[None].squeeze(absent)
-
-
-def _halved(ids: InstanceIds) -> InstanceIds:
-    """Halve y and x of ids (z, y, x), a strip at a time: comparing needs several times what is compared."""
-    strips = [reduce_mode(ids[:, top : top + STRIP_ROWS]) for top in range(0, ids.shape[1], STRIP_ROWS)]
-    return np.concatenate(strips, axis=1)
 
 
 def _open(spec: OutputSpec, level: int) -> zarr.Array[Any]:

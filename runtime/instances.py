@@ -14,6 +14,7 @@ costs the coordinator 16 bytes.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -25,8 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_deploy.card import ClassInfo
-from unet_deploy.errors import ConfigurationError, InterruptedRunError, UnknownNameError
+from unet_deploy.errors import (
+    ConfigurationError,
+    InterruptedRunError,
+    OutputExistsError,
+    OutputPathError,
+    UnknownNameError,
+)
 from unet_deploy.runtime._instance_blocks import import_scipy
+from unet_deploy.runtime._instance_merge import is_table
 from unet_deploy.runtime._instance_output import count_pieces, downsample_ids, finish_instances
 from unet_deploy.runtime._instance_passes import (
     InstanceJob,
@@ -50,6 +58,7 @@ __all__ = [
     "InstanceJob",
     "InstanceResult",
     "InstanceRule",
+    "check_objects_table",
     "default_table",
     "finish_instances",
     "number_instances",
@@ -135,6 +144,45 @@ def default_table(output: Path) -> Path:
     inside = () if store is None else output.resolve().relative_to(store).parts
     stem = re.sub(r"(\.ome)?\.zarr$", "", place.name)
     return place.with_name("_".join((stem, *(part for part in inside if part != "labels"), "objects")) + ".csv")
+
+
+def check_objects_table(table: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work, a place where the table of objects cannot be written or would harm something.
+
+    Parameters
+    ----------
+    table
+        What `default_table` gave: nobody named it, so that what lies there may be anything.
+    overwrite
+        Whether a table of objects that is there may be replaced. Nothing else ever is.
+
+    Raises
+    ------
+    OutputPathError
+        If something else is there, or the folder cannot be written to.
+    OutputExistsError
+        If a table is there and `overwrite` was not given.
+    """
+    if not os.access(table.parent, os.W_OK):
+        raise OutputPathError(
+            f"the table of objects {table} cannot be written",
+            f"you may not write in {table.parent}",
+            fix="write to a store of its own with --output, in a folder where you may write",
+        )
+    if not os.path.lexists(table):
+        return
+    if not is_table(table):
+        raise OutputPathError(
+            f"the table of objects would go to {table}, where something else is",
+            "it is no table of objects written by unet-deploy, so it is never replaced",
+            fix="move it away, or choose another --output",
+        )
+    if not overwrite:
+        raise OutputExistsError(
+            f"the table of objects {table} exists",
+            "nothing was written",
+            fix="move it away, choose another --output, or replace it with --overwrite",
+        )
 
 
 def number_instances(

@@ -129,7 +129,7 @@ def _require_writable(image: Path, labels: Path) -> None:
 
 def is_made_for(objects: Path, name: str) -> bool:
     """Tell whether a group holds the object ids that we made of the labels called `name`."""
-    provenance = read_provenance(objects)
+    provenance = None if objects.is_symlink() else read_provenance(objects)
     return provenance is not None and provenance.get("instances_of") == name
 
 

@@ -145,13 +145,12 @@ def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
         "y": slice(2 * y.start, min(2 * y.stop, above.y)),
         "x": slice(2 * x.start, min(2 * x.stop, above.x)),
     }
-    values: dict[Kind, npt.NDArray[np.uint8]] = {}
+    count = 1 + spec.levels_within(level, spec.region)
     for kind in spec.kinds:
         absent = tuple(i for i, axis in enumerate("tczyx") if axis not in spec.axes_of(kind))
         read = np.asarray(_open(spec, kind, level - 1)[spec.to_layout(kind, source)])
-        values[kind] = _REDUCE[kind](np.expand_dims(read, absent))
-    count = 1 + spec.levels_within(level, spec.region)
-    _write_levels(spec, values, level=level, count=count, t=t, z=z, y=y, x=x)
+        values = {kind: _REDUCE[kind](np.expand_dims(read, absent))}
+        _write_levels(spec, values, level=level, count=count, t=t, z=z, y=y, x=x)
 
 
 def _write_levels(

@@ -27,7 +27,7 @@ from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop
 from unet_deploy.runtime.execute import ProgressCallback
 from unet_deploy.runtime.follow import Following, begin_following, require_followable, wait_for_volume
 from unet_deploy.runtime.holding import MIN_FREE_BYTES, check_memory
-from unet_deploy.runtime.instances import require_rule
+from unet_deploy.runtime.instances import check_objects_table, default_table, require_rule
 from unet_deploy.runtime.layout import split_kinds
 from unet_deploy.runtime.machine import read_memory
 from unet_deploy.runtime.place import find_place, require_objects_fit
@@ -234,6 +234,8 @@ def segment(
     ready = begin_following(ready, follow, target=place.target, goes_on=place.begun is not None, region=region)
     spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
     require_objects_fit(place, spec, wants_instances=wants_objects)
+    if wants_objects:
+        check_objects_table(default_table(place.target), overwrite=overwrite or place.begun is not None)
     if table is not None:
         check_table_path(Path(table), overwrite=overwrite or place.begun is not None)
     if check_free_space and place.begun is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_deploy.errors import ConfigurationError, UsageError
-from unet_deploy.runtime.label_group import require_label_target
+from unet_deploy.runtime.label_group import is_made_for, require_label_target
 from unet_deploy.runtime.layout import OutputSpec
 from unet_deploy.runtime.output_paths import check_output_path
 from unet_deploy.runtime.preparation import Preparation
@@ -88,7 +88,9 @@ def require_objects_fit(place: Place, spec: OutputSpec, *, wants_instances: bool
     ConfigurationError
         If they would be left as they are.
     """
-    if place.begun is not None and not wants_instances and Path(spec.instances_path).exists():
+    objects = Path(spec.instances_path)
+    are_ours = objects.exists() and (not spec.is_label_group or is_made_for(objects, spec.labels_name))
+    if place.begun is not None and not wants_instances and are_ours:
         raise ConfigurationError(
             f"the objects of {place.target} would no longer fit its labels, some of which are made now",
             f"they were numbered before, in {spec.instances_path}",

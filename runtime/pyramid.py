@@ -1,14 +1,20 @@
-"""What a pyramid's coarser pixels are: 2 × 2 cells of y and x, by their mode or their mean. Arrays in, arrays out."""
+"""What a pyramid's coarser pixels are: 2 × 2 cells of y and x, by their mode or their mean. Arrays in, arrays out.
+
+Arrays are reduced a strip of rows at a time: comparing and adding need several times the memory of what is compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Value = TypeVar("Value", bound=np.generic)
+
+STRIP_ROWS = 128
+"""Even, so that no cell is cut."""
 
 
 def reduce_mode(values: npt.NDArray[Value]) -> npt.NDArray[Value]:
@@ -17,6 +23,25 @@ def reduce_mode(values: npt.NDArray[Value]) -> npt.NDArray[Value]:
     >>> reduce_mode(np.array([[1, 2], [3, 2]], np.uint8))
     array([[2]], dtype=uint8)
     """
+    return _by_strips(values, _mode)
+
+
+def reduce_mean(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the mean of each 2x2 cell of (..., y, x), rounded half up."""
+    return _by_strips(values, _mean)
+
+
+def _by_strips(
+    values: npt.NDArray[Value], reduce: Callable[[npt.NDArray[Value]], npt.NDArray[Value]]
+) -> npt.NDArray[Value]:
+    *others, rows, columns = values.shape
+    result = np.empty((*others, -(-rows // 2), -(-columns // 2)), values.dtype)
+    for top in range(0, rows, STRIP_ROWS):
+        result[..., top // 2 : (top + STRIP_ROWS) // 2, :] = reduce(values[..., top : top + STRIP_ROWS, :])
+    return result
+
+
+def _mode(values: npt.NDArray[Value]) -> npt.NDArray[Value]:
     a, b, c, d = _cells(values)
     first = (a == b) | (a == c) | (a == d)
     second = (b == c) | (b == d)
@@ -24,8 +49,7 @@ def reduce_mode(values: npt.NDArray[Value]) -> npt.NDArray[Value]:
     return chosen
 
 
-def reduce_mean(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the mean of each 2x2 cell of (..., y, x), rounded half up."""
+def _mean(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     a, b, c, d = _cells(values)
     total = a.astype(np.uint16)
     total += b

@@ -25,7 +25,7 @@ from unet_deploy.runtime.preparation import Preparation
 from unet_deploy.runtime.statistics import VolumeStatistics
 from unet_deploy.runtime.volume_info import VolumeInfo
 
-OPEN = ("running", "region", "stopped")
+OPEN = ("running", "region")
 """The status of outputs that are yet to be gone on with."""
 
 
@@ -37,9 +37,19 @@ class Begun:
     n_blocks: int
 
     @property
+    def was_broken_off(self) -> bool:
+        """Whether it never came to its end: parts of the pyramid may be missing under blocks that are done."""
+        return self.provenance.get("status") == "running"
+
+    @property
     def statistics(self) -> VolumeStatistics | None:
         """The grey values that were measured for it."""
         return VolumeStatistics.from_object(self.provenance.get("statistics"))
+
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether it did not end: of which blocks the pyramid was made is not known."""
+        return self.provenance.get("status") == "running"
 
     @property
     def parts(self) -> list[dict[str, Any]]:

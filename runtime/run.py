@@ -23,6 +23,7 @@ from unet_deploy.runtime.holding import hold, reason_to_hold
 from unet_deploy.runtime.instances import (
     InstanceResult,
     InstanceRule,
+    check_objects_table,
     default_table,
     finish_instances,
     number_instances,
@@ -112,7 +113,9 @@ def carry_out(run: Run, client: Any) -> SegmentationResult:
             plan = run.ready.plan
             provenance = {**provenance, **_description(run, measured, "volume", "plan")}
         executed = time.perf_counter()
-        run_pyramid(run.spec, client, part=plan.covered(run.region), progress=run.progress)
+        begun = run.place.begun
+        part = None if begun is not None and begun.is_broken_off else plan.covered(run.region)
+        run_pyramid(run.spec, client, part=part, progress=run.progress)
         write_status(run.spec, journal)
         finished = time.perf_counter()
         is_whole = journal.n_recorded == plan.n_blocks
@@ -338,4 +341,5 @@ def _number(run: Run, client: Any) -> InstanceResult | None:
     if run.rule is None:
         return None
     table = default_table(run.place.target)
+    check_objects_table(table, overwrite=True)  # something may have come to lie there meanwhile
     return number_instances(run.spec, run.rule, client, table=table, should_stop=run.should_stop, progress=run.progress)

@@ -78,8 +78,7 @@ def run_tasks(
     Raises
     ------
     SchedulerError
-        If a task is given up and there is no `on_killed`, no worker is there or able for a while, or the scheduler is
-        gone. What was yielded before stays done.
+        If a task is given up and there is no `on_killed`, no worker is able for a while, or the scheduler is gone.
     """
     run = _Run(client, function, shared, should_stop, on_killed, patience or Patience())
     return run.results(iter(range(numbers) if isinstance(numbers, int) else numbers))
@@ -163,6 +162,7 @@ class _Run:
             elif i is None:
                 self.ask_at = self.clock() + self.patience.poll_s
             else:
+                assert isinstance(i, int), i
                 assert i not in self.live, i
                 if not self._submit(i):
                     self.again.append(i)
@@ -214,9 +214,8 @@ class _Run:
         """Fetch a result when it is there, in the client's own thread: fetching may hang as computing may."""
         from distributed import CancelledError
 
-        outcome: Any
         try:
-            outcome = (await future,)
+            outcome: Any = (await future,)
         except CancelledError:
             outcome = None  # also that of a task whose input is lost
         except Exception as error:

@@ -28,7 +28,7 @@ def write_output(folder: Path, status: str, *records: BlockRecord, has_journal: 
     return output
 
 
-@pytest.mark.parametrize("status", ["running", "region", "stopped"])
+@pytest.mark.parametrize("status", ["running", "region"])
 @pytest.mark.parametrize("retry_failed", [False, True])
 @pytest.mark.parametrize("again", [False, True])
 def test_what_is_yet_to_be_done_goes_on(tmp_path: Path, status: str, retry_failed: bool, again: bool) -> None:

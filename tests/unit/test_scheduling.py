@@ -15,7 +15,7 @@ import pytest
 from distributed import Client, LocalCluster, Status, get_worker
 
 from unet_deploy.errors import SchedulerError
-from unet_deploy.runtime._workers import AwakeClock
+from unet_deploy.runtime._workers import AwakeClock, _forget_submissions
 from unet_deploy.runtime.scheduling import Patience, _give_up, connect, run_tasks
 
 QUICK = Patience(poll_s=0.02, check_s=0.1, stall_s=0.4, no_worker_s=0.6)
@@ -158,6 +158,22 @@ def test_a_bounded_number_is_known_to_the_scheduler(client: Any, count: int) -> 
     assert done == count
     assert ahead <= 2 * 2 + 1
     assert 1 <= known <= 2 * 2 + 1 + 8  # those released a moment ago are still there
+
+
+def test_the_scheduler_keeps_no_note_of_every_task(client: Any) -> None:
+    """Its spans would keep one for each call of `Client.submit`, for ever."""
+
+    def count(dask_scheduler: Any) -> int:
+        spans = dask_scheduler.extensions["spans"].spans.values()
+        return sum(len(span.metadata["collections"]) for span in spans if span.metadata)
+
+    client.run_on_scheduler(_forget_submissions)
+    before = client.run_on_scheduler(count)
+    assert len(list(run_tasks(client, echo, ("x",), 30))) == 30
+    assert client.run_on_scheduler(count) > before + 20  # or there is nothing to forget
+    patience = Patience(check_s=0.0)
+    assert len(list(run_tasks(client, echo, ("x",), 30, patience=patience))) == 30
+    assert client.run_on_scheduler(count) < before + 10
 
 
 def test_what_a_task_raises_is_raised(client: Any) -> None:
