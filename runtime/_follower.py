@@ -60,12 +60,12 @@ class Following:
             raise ConfigurationError(
                 "a volume that grows is to be followed without a time-out",
                 "that nothing has come for so long is how its end is known",
-                fix="--follow --grows --timeout 600",
+                fix="--follow --grows --follow-timeout 600",
             )
         for name, value in (("timeout", self.timeout_s), ("settle time", self.settle_s)):
             if value is not None and not value > 0:
                 raise ConfigurationError(
-                    f"a {name} of {value:g} s came, more than 0 was expected", fix="--follow --timeout 600"
+                    f"a {name} of {value:g} s came, more than 0 was expected", fix="--follow --follow-timeout 600"
                 )
 
 

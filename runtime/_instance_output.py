@@ -25,7 +25,6 @@ from unet_deploy.runtime.layout import INSTANCES_NAME, PROVENANCE_KEY, OutputSpe
 from unet_deploy.runtime.output import create_array
 from unet_deploy.runtime.pyramid import reduce_mode
 
-
 InstanceIds = npt.NDArray[np.uint32]
 
 

@@ -1,6 +1,6 @@
 """Run the blocks of a plan through Dask, and write down what becomes of each; then the pyramid's last levels.
 
-1. Blocks are run in the order given; those that the journal has are passed over, unless they are to be made again.
+1. Blocks are run in the order given; those that the journal has are passed over.
 2. Each report is written into the journal before the next is waited for, and then added up and forgotten.
 3. A block that its workers did not survive is a failed block.
 """
@@ -66,7 +66,6 @@ def run_blocks(
     *,
     total: int,
     retry_failed: bool = False,
-    again: bool = False,
     hold: Callable[[Iterator[int | None]], Iterator[int | None]] = iter,
     should_stop: Callable[[], bool] = lambda: False,
     progress: ProgressCallback | None,
@@ -82,8 +81,8 @@ def run_blocks(
         journal has are passed over.
     total
         How many blocks `order` would give to its end.
-    retry_failed, again
-        Whether blocks that failed are run again; whether all are.
+    retry_failed
+        Whether blocks that failed are run again.
     hold
         Stands between the blocks that are to be run and their being begun, where it may put in None: not now.
     should_stop
@@ -103,7 +102,7 @@ def run_blocks(
     def due() -> Iterator[int | None]:
         nonlocal found
         for index in given:
-            if index is None or journal.is_due(index, retry_failed=retry_failed, again=again):
+            if index is None or journal.is_due(index, retry_failed=retry_failed):
                 yield index
             else:
                 found += 1
@@ -130,7 +129,7 @@ def run_blocks(
     for index in given:  # not asked for any more, after a stop
         if index is None:
             break
-        found += not journal.is_due(index, retry_failed=retry_failed, again=again)
+        found += not journal.is_due(index, retry_failed=retry_failed)
     return replace(totals, left=total - found - totals.blocks)
 
 

@@ -32,7 +32,7 @@ _DIGITS = 6
 Row = tuple[Any, ...]
 
 
-def check_table_path(path: Path, *, overwrite: bool) -> None:
+def check_table_path(path: Path, *, overwrite: bool, goes_on: bool = False) -> None:
     """Refuse, before any work, a place where a table cannot be written or would harm something.
 
     Parameters
@@ -41,6 +41,8 @@ def check_table_path(path: Path, *, overwrite: bool) -> None:
         The file, ``.csv`` or ``.parquet``.
     overwrite
         Whether a file that is there may be replaced.
+    goes_on
+        Whether an earlier run is gone on with: then a table of blocks is, which that run may have written.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def check_table_path(path: Path, *, overwrite: bool) -> None:
     OutputPathError
         If the folder is missing, or belongs to a Zarr store; or something that is no file is there.
     OutputExistsError
-        If a file is there and `overwrite` was not given.
+        If a file is there that may not be replaced.
     MissingDependencyError
         If a Parquet file is wanted and pyarrow is not installed.
     """
@@ -74,9 +76,13 @@ def check_table_path(path: Path, *, overwrite: bool) -> None:
         )
     if path.exists() and not path.is_file():
         raise OutputPathError(f"the table {path} is no file", "it would be replaced", fix="choose another name")
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and not (goes_on and _is_block_table(path)):
         raise OutputExistsError(
-            f"the table {path} exists", "nothing was written", fix="choose another name, or replace it with --overwrite"
+            f"the table {path} exists",
+            "nothing was written",
+            fix="choose another name, or remove it yourself: it is no table of blocks"
+            if goes_on
+            else "choose another name, or replace it with --overwrite",
         )
     if path.suffix.lower() == ".parquet":
         _import_pyarrow()
@@ -127,6 +133,19 @@ def write_block_table(path: Path, journal: Journal, plan: SegmentationPlan, *, c
             f"{type(error).__name__} at {error.filename or path}",
             fix="choose a place where you may write",
         ) from error
+
+
+def _is_block_table(path: Path) -> bool:
+    """Tell whether a file has the first columns of a table of blocks."""
+    if path.suffix.lower() == ".csv":
+        head = ",".join(_PLACE).encode()
+        with path.open("rb") as file:
+            return file.read(len(head)) == head
+    pyarrow, parquet = _import_pyarrow()
+    try:
+        return tuple(parquet.read_schema(path).names[: len(_PLACE)]) == _PLACE
+    except pyarrow.ArrowException:  # no Parquet at all
+        return False
 
 
 def _columns(class_names: Sequence[str]) -> dict[str, type]:

@@ -69,7 +69,7 @@ def hold(order: Iterable[int | None], reason: Callable[[], str | None]) -> Itera
         yield index
 
 
-def check_memory(peak_bytes: int, memory: Memory) -> None:
+def check_memory(peak_bytes: int, memory: Memory, *, held_bytes: int = 0) -> None:
     """Refuse a run that needs more memory than there is.
 
     Parameters
@@ -78,13 +78,16 @@ def check_memory(peak_bytes: int, memory: Memory) -> None:
         What the plan says one process will hold.
     memory
         Of this machine; what it does not tell is not checked.
+    held_bytes
+        What this process holds already, which the peak counts too.
 
     Raises
     ------
     DeviceMemoryError
         If less is available.
     """
-    known = [size for size in (memory.available_bytes, memory.limit_bytes) if size is not None]
+    available = None if memory.available_bytes is None else memory.available_bytes + held_bytes
+    known = [size for size in (available, memory.limit_bytes) if size is not None]
     if known and min(known) < peak_bytes:
         raise DeviceMemoryError(
             f"the run may need {peak_bytes / 1e9:.1f} GB of memory, {min(known) / 1e9:.1f} GB are available",

@@ -153,26 +153,10 @@ class Journal:
         """Return the failed blocks and why, in order."""
         return tuple(BlockRecord(index=i, status="failed", reason=why) for i, why in sorted(self._reasons.items()))
 
-    def is_due(self, index: int, *, retry_failed: bool, again: bool = False) -> bool:
-        """Tell whether a block is to be run: it never was, or it is to be run again."""
+    def is_due(self, index: int, *, retry_failed: bool) -> bool:
+        """Tell whether a block is to be run: it never was, or it failed and such are run again."""
         status = self.status_of(index)
-        return again or status is None or (retry_failed and status == "failed")
-
-    def pending(self, order: Iterable[int | None], *, retry_failed: bool, again: bool = False) -> Iterator[int | None]:
-        """Yield those of `order` that are to be run, as they come.
-
-        Parameters
-        ----------
-        order
-            Numbers of blocks. None, which says that there is none just now, is passed on.
-        retry_failed
-            Whether blocks that failed are run again.
-        again
-            Whether all are, those that are done among them.
-        """
-        for index in order:
-            if index is None or self.is_due(index, retry_failed=retry_failed, again=again):
-                yield index
+        return status is None or (retry_failed and status == "failed")
 
     def iter_records(self) -> Iterator[BlockRecord]:
         """Yield the last word on each block, by number, from the file."""

@@ -27,7 +27,7 @@ LABELS_NAME = "segmentation"
 INSTANCES_NAME = "instances"
 PROVENANCE_KEY = "unet_deploy"
 SMALLEST_LEVEL = 512
-REGION_SIDE = 2048
+REGION_SIDE = 1024
 
 
 def require_kinds(kinds: Sequence[str]) -> tuple[Kind, ...]:

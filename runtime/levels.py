@@ -39,7 +39,7 @@ Size = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelChoice:
-    """A level, and why that one in a few words; no words where the volume has just one."""
+    """A level, and why that one in a few words; no words where there was nothing to choose by."""
 
     level: int
     reason: str | None
@@ -88,8 +88,7 @@ def choose_level(info: VolumeInfo, trained_nm: Size | None) -> LevelChoice:
     if len(there) <= 1:
         return LevelChoice(level=there[0] if there else 0, reason=None)
     if trained_nm is None or not sizes:
-        whose = "the model does not say at which pixel size it was trained" if sizes else "its pixel size is not known"
-        return LevelChoice(level=there[0], reason=f"level {there[0]} of {len(info.levels)}: {whose}")
+        return LevelChoice(level=there[0], reason=None)
     nearest = min(sizes, key=lambda i: (round(ratio_of(sizes[i], trained_nm), 6), i))
     words = f"{size_text(sizes[nearest])} is nearest to the {size_text(trained_nm)} trained at"
     return LevelChoice(level=nearest, reason=f"level {nearest} of {len(info.levels)}: {words}")

@@ -106,6 +106,12 @@ def read_memory() -> Memory:
     )
 
 
+def held_memory_bytes() -> int:
+    """Return how much memory this process holds now; 0 where the system does not say it in a file."""
+    fields = _text(Path("/proc/self/statm")).split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
+
+
 def read_disks() -> dict[str, Disk]:
     """Return the disks of the current folder and of that for temporary files; without those that do not answer."""
     disks: dict[str, Disk] = {}

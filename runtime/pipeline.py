@@ -29,7 +29,7 @@ from unet_deploy.runtime.follow import Following, begin_following, require_follo
 from unet_deploy.runtime.holding import MIN_FREE_BYTES, check_memory
 from unet_deploy.runtime.instances import check_objects_table, default_table, require_rule
 from unet_deploy.runtime.layout import split_kinds
-from unet_deploy.runtime.machine import read_memory
+from unet_deploy.runtime.machine import held_memory_bytes, read_memory
 from unet_deploy.runtime.place import find_place, require_objects_fit
 from unet_deploy.runtime.preparation import prepare
 from unet_deploy.runtime.region import Region
@@ -237,11 +237,11 @@ def segment(
     if wants_objects:
         check_objects_table(default_table(place.target), overwrite=overwrite or place.begun is not None)
     if table is not None:
-        check_table_path(Path(table), overwrite=overwrite or place.begun is not None)
+        check_table_path(Path(table), overwrite=overwrite, goes_on=place.begun is not None)
     if check_free_space and place.begun is None:
         check_space(spec, wants_instances=wants_objects)
     if check_free_space and scheduler is None and scheduler_file is None:
-        check_memory(ready.plan.peak_memory_bytes, read_memory())
+        check_memory(ready.plan.peak_memory_bytes, read_memory(), held_bytes=held_memory_bytes())
     request, description = settle_engine(
         EngineRequest(
             artifact=ready.artifact,

@@ -18,8 +18,8 @@ from unet_deploy.runtime.resume import Begun, find_begun, is_unborn
 class Place:
     """An output that was checked. `begun` is the run that goes on there, None for a new one.
 
-    `may_replace` says that what lies there may be deleted by a new run; `again`, that blocks which are done are made
-    once more.
+    `may_replace` says that an earlier segmentation which lies there may be deleted by a new run; `again`, that blocks
+    which are done are made once more.
     """
 
     target: Path
@@ -75,9 +75,9 @@ def find_place(
         target = Path(output) if output is not None else ready.default_output
     again = overwrite and is_region
     begun = None if overwrite and not is_region else find_begun(target, retry_failed=retry_failed, again=again)
-    may_replace = overwrite or begun is not None or is_unborn(target)
-    check_output_path(target, volume=Path(info.path), overwrite=may_replace, is_label_group=into_labels is not None)
-    return Place(target=target, begun=begun, may_replace=may_replace, again=again and begun is not None)
+    is_free = overwrite or begun is not None or is_unborn(target)
+    check_output_path(target, volume=Path(info.path), overwrite=is_free, is_label_group=into_labels is not None)
+    return Place(target=target, begun=begun, may_replace=overwrite, again=again and begun is not None)
 
 
 def require_objects_fit(place: Place, spec: OutputSpec, *, wants_instances: bool) -> None:

@@ -41,7 +41,8 @@ class SegmentationResult:
     reading, inference (waiting for the engine included) and writing.
 
     `failed` lists the blocks that are holes in the output, `n_empty` how many were answered without the network,
-    `blocks_found` how many of the blocks asked for an earlier run had done, and `pixels` how many pixels were made now.
+    `blocks_found` how many of the blocks asked for an earlier run had done, `blocks_left` how many of the volume's are
+    yet to be done, and `pixels` how many pixels were made now.
     `statistics` are the grey values that the volume was scaled by; None where the card asks for none, or `input_range`
     was given. `findings` say how the volume differs from what the model was trained on. `rungs` are the sizes that were
     given to the engine where its memory ran out, from the planned one down; else empty. `instances` and `table` are
@@ -59,6 +60,7 @@ class SegmentationResult:
     failed: tuple[BlockRecord, ...]
     n_empty: int = 0
     blocks_found: int = 0
+    blocks_left: int = 0
     statistics: VolumeStatistics | None = None
     findings: tuple[Finding, ...] = ()
     level_choice: str | None = None

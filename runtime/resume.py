@@ -37,11 +37,6 @@ class Begun:
     n_blocks: int
 
     @property
-    def was_broken_off(self) -> bool:
-        """Whether it never came to its end: parts of the pyramid may be missing under blocks that are done."""
-        return self.provenance.get("status") == "running"
-
-    @property
     def statistics(self) -> VolumeStatistics | None:
         """The grey values that were measured for it."""
         return VolumeStatistics.from_object(self.provenance.get("statistics"))

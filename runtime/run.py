@@ -37,7 +37,7 @@ from unet_deploy.runtime.place import Place
 from unet_deploy.runtime.preparation import Preparation
 from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.results import SegmentationResult, class_fractions, describe_end, describe_run
-from unet_deploy.runtime.resume import fingerprint_of
+from unet_deploy.runtime.resume import fingerprint_of, is_unborn
 from unet_deploy.runtime.statistics import VolumeStatistics, measure_volume
 
 logger = logging.getLogger(__name__)
@@ -97,18 +97,20 @@ def carry_out(run: Run, client: Any) -> SegmentationResult:
     """
     if run.ready.level_choice is not None and run.ready.volume.info.level:
         logger.info(run.ready.level_choice)
-    measured = _measure(run, client)
     info, plan = run.ready.volume.info, run.ready.plan
-    # What an engine computes from raw pixels is proved here, before anything is written.
-    choose_runner(get_engine(run.request), measured.normaliser, dtype=info.dtype, kinds=run.spec.kinds)
     with ExitStack() as held:
         held.callback(run.ready.volume.forget_chunks)
+        measured = _measure(run, client)
+        # What an engine computes from raw pixels is proved here, before anything is written.
+        choose_runner(get_engine(run.request), measured.normaliser, dtype=info.dtype, kinds=run.spec.kinds)
         journal, provenance = _begin(run, measured)
         held.enter_context(journal)
         prepared = time.perf_counter()
         if run.following is None and not info.grows:
             totals = _make_blocks(run, measured, client, journal)
-        else:
+            found = plan.count(run.region) - totals.blocks
+        else:  # a block may run several times
+            found = sum(not journal.is_due(i, retry_failed=True) for i in plan.order(run.region))
             run, totals = _follow_blocks(run, measured, client, journal)
             plan = run.ready.plan
             provenance = {**provenance, **_description(run, measured, "volume", "plan")}
@@ -145,7 +147,8 @@ def carry_out(run: Run, client: Any) -> SegmentationResult:
             pixels=totals.pixels,
             failed=failed,
             n_empty=journal.count("empty"),
-            blocks_found=plan.count(run.region) - totals.blocks,
+            blocks_found=found,
+            blocks_left=plan.n_blocks - journal.n_recorded,
             statistics=measured.statistics,
             findings=measured.findings,
             level_choice=run.ready.level_choice,
@@ -211,9 +214,9 @@ def _begin(run: Run, measured: Measured) -> tuple[Journal, dict[str, Any]]:
     """Create the output, or go on with it; return its journal, open, and what it says of the run."""
     provenance, fingerprint = _description(run, measured), _fingerprint(run, measured)
     if run.place.begun is None:
-        journal = create_output(
-            run.spec, fingerprint=fingerprint, provenance=provenance, overwrite=run.place.may_replace
-        )
+        # Asked anew: while this run measured the volume, another may have made there what was only begun before.
+        may_replace = run.place.may_replace or is_unborn(run.place.target)
+        journal = create_output(run.spec, fingerprint=fingerprint, provenance=provenance, overwrite=may_replace)
         return journal, provenance
     provenance = {**provenance, "parts": run.place.begun.parts}
     journal = reopen_journal(run.place.target, fingerprint)

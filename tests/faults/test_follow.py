@@ -187,10 +187,11 @@ def test_a_chunk_that_is_written_again_is_read_again(run: Callable[..., Any], tm
             put(finished / "c/0/0/0", volume / "c/0/0/0")
         steps.extend([progress.done] * (progress.done == 2))
 
-    run(volume, tmp_path / "out.zarr", follow=FOLLOW, progress=write_again)
+    result = run(volume, tmp_path / "out.zarr", follow=FOLLOW, progress=write_again)
     run(finished, tmp_path / "expected.zarr")
     require_same(tmp_path / "out.zarr", tmp_path / "expected.zarr")
     assert sorted(recorded(tmp_path / "out.zarr")) == [0, 0, 1]
+    assert result.blocks_found == 0  # a block that ran twice was not there before
 
 
 def test_half_a_chunk_that_lies_there_for_long_is_read_again(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -164,6 +164,23 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_run_that_goes_on_replaces_its_own_table_and_nothing_else(
+    tmp_path: Path, journal: Journal, suffix: str
+) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    path = tmp_path / f"blocks{suffix}"
+    path.write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"the table .* exists") as caught:
+        check_table_path(path, overwrite=False, goes_on=True)
+    assert "remove it yourself: it is no table of blocks" in caught.value.fix  # --overwrite would begin the run anew
+    write_block_table(path, journal, PLAN, class_names=CLASSES)
+    check_table_path(path, overwrite=False, goes_on=True)
+    with pytest.raises(OutputExistsError, match=r"the table .* exists"):
+        check_table_path(path, overwrite=False)
+
+
 def test_only_a_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "blocks.csv").mkdir()
     with pytest.raises(OutputPathError, match=r"the table .* is no file"):

@@ -625,7 +625,7 @@ def test_a_plane_cannot_grow(tmp_path: Path) -> None:
 def test_the_end_of_a_volume_that_grows_is_known_by_the_time_alone() -> None:
     with pytest.raises(ConfigurationError, match="a volume that grows is to be followed without a time-out") as caught:
         Following(grows=True)
-    assert caught.value.fix == "--follow --grows --timeout 600"
+    assert caught.value.fix == "--follow --grows --follow-timeout 600"
 
 
 def test_a_volume_that_is_not_there_is_waited_for(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from unet_deploy.errors import DeviceMemoryError
 from unet_deploy.runtime.holding import check_memory, hold, reason_to_hold
-from unet_deploy.runtime.machine import Memory
+from unet_deploy.runtime.machine import Memory, held_memory_bytes
 
 
 def test_nothing_is_held_without_a_reason(tmp_path: Path) -> None:
@@ -56,6 +56,13 @@ def test_a_run_that_does_not_fit_is_refused(limit: int | None) -> None:
     with pytest.raises(DeviceMemoryError, match=rf"may need 5\.0 GB of memory, {known} GB are available") as caught:
         check_memory(5 * 10**9, memory)
     assert f"--max-memory {smaller}" in caught.value.fix
+    if limit is None:  # what this process holds is in the peak, and no longer available
+        check_memory(5 * 10**9, memory, held_bytes=10**9)
+
+
+def test_what_this_process_holds_is_known_where_the_system_says_it() -> None:
+    held = held_memory_bytes()
+    assert (2**24 < held < 2**40) if Path("/proc/self/statm").exists() else held == 0
 
 
 def test_a_machine_that_does_not_tell_is_not_checked() -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,29 +60,17 @@ def test_no_journal_is_none(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_what_is_missing(output: Path) -> None:
     with reopen_journal(output, PRINT) as journal:
-        assert list(journal.pending(range(5), retry_failed=False)) == [3, 4]
-        assert list(journal.pending(range(5), retry_failed=True)) == [2, 3, 4]
-        assert list(journal.pending([4, None, 1, 3, None], retry_failed=False)) == [4, None, 3, None]
-        assert list(journal.pending([4, 2, 0, 1], retry_failed=False, again=True)) == [4, 2, 0, 1]
+        assert due_of(journal, retry_failed=False) == [3, 4]
+        assert due_of(journal, retry_failed=True) == [2, 3, 4]
         journal.add(BlockRecord(index=2, status="done", class_counts=(1, 7)))
     with reopen_journal(output, PRINT) as journal:
         assert journal.status_of(2) == "done"  # the last word
         assert journal.failures() == ()
-        assert list(journal.pending(range(5), retry_failed=True)) == [3, 4]
+        assert due_of(journal, retry_failed=True) == [3, 4]
 
 
-def test_pending_is_asked_as_it_goes(output: Path) -> None:
-    """Numbers come when they are wanted: an order of blocks may wait for what is yet to arrive."""
-    taken: list[int] = []
-
-    def order() -> Iterator[int]:
-        for index in range(10**9):
-            taken.append(index)
-            yield index
-
-    with reopen_journal(output, PRINT) as journal:
-        assert next(journal.pending(order(), retry_failed=False)) == 3
-    assert taken == [0, 1, 2, 3]
+def due_of(journal: Journal, *, retry_failed: bool) -> list[int]:
+    return [index for index in range(5) if journal.is_due(index, retry_failed=retry_failed)]
 
 
 def totals_of(journal: Journal) -> tuple[object, ...]:

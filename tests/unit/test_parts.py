@@ -120,6 +120,30 @@ def test_a_part_made_again_and_broken_off_is_gone_on_with(run: Run) -> None:
     assert 0 < rest.pixels < 8 * PLANE  # what was made again in time is not made a third time
 
 
+def test_the_pyramid_of_a_part_that_was_broken_off_is_not_forgotten(
+    tmp_path: Path, fake_artifact: ArtifactFactory, fake_factory: Callable[[Artifact], FakeEngine]
+) -> None:
+    volume = write_image(tmp_path / "wide.zarr", make_pixels((3, 70, 900)))
+    small: dict[str, Any] = {"model": fake_artifact(), "engine_factory": fake_factory, "max_memory_bytes": 256 * 2**20}
+    whole = segment(volume, output=tmp_path / "whole.zarr", **small)
+    assert whole.plan.block_counts == (1, 3, 1, 5)
+    told: list[Progress] = []
+    with pytest.raises(InterruptedRunError, match=r"^stopped with \d of 10 blocks done"):  # all of the first plane's
+        segment(
+            volume,
+            output=tmp_path / "out.zarr",
+            region=parse_region("z=0:2"),
+            should_stop=lambda: len(told) > 3,
+            progress=told.append,
+            **small,
+        )
+    rest = segment(volume, output=tmp_path / "out.zarr", region=parse_region("z=1:3"), **small)
+    assert rest.status == "complete"
+    for name in ("1", "labels/segmentation/1"):
+        found, expected = (zarr.open_array(store / name)[...] for store in (rest.output, whole.output))
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_objects_are_not_left_behind_by_labels_that_change(run: Run) -> None:
     first = run("out", write=["labels", "instances"])
     assert first.instances is not None
@@ -145,6 +169,32 @@ def test_a_table_has_a_row_for_each_block(run: Run, tmp_path: Path) -> None:
     assert len(rows) == result.plan.n_blocks
     assert {row["status"] for row in rows} == {"done", "pending"}
     assert sum(int(row["pixels"]) for row in rows if row["status"] == "done") == result.pixels
+
+
+def test_what_another_run_finished_meanwhile_is_not_replaced(
+    run: Run, volume: Path, fake_artifact: ArtifactFactory, fake_factory: Callable[[Artifact], FakeEngine]
+) -> None:
+    """This run found the output without a block, and measures the volume while another makes them all."""
+    with pytest.raises(InterruptedRunError, match=r"^stopped with 0 of 12 blocks done"):
+        run("out", should_stop=lambda: True)
+    output = volume.with_name("out.zarr")
+    made: list[dict[str, Any]] = []
+
+    def measuring(progress: Progress) -> None:
+        if progress.stage == "statistics" and not made:
+            run("out")
+            made.append(snapshot(output))
+
+    with pytest.raises(OutputExistsError, match=r"^the output .* exists"):
+        segment(
+            volume,
+            output=output,
+            model=fake_artifact(percentiles=(1.0, 99.0)),
+            engine_factory=fake_factory,
+            progress=measuring,
+        )
+    assert status_of(output) == "complete"
+    assert [snapshot(output)] == made
 
 
 def test_a_paused_run_goes_on(run: Run) -> None:

@@ -521,7 +521,12 @@ def test_a_client_of_the_callers_own_is_used_and_left_open(
 
 def test_a_scheduler_is_reached_by_its_address(volume: Path, fake_artifact: ArtifactFactory, fake_factory: Any) -> None:
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp", host="127.0.0.1"
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address="127.0.0.1:0",
+        protocol="tcp",
+        host="127.0.0.1",
     ) as cluster:
         result = segment(
             volume, model=fake_artifact(), engine_factory=fake_factory, scheduler=cluster.scheduler_address

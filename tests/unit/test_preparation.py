@@ -69,7 +69,7 @@ def test_a_level_that_is_named_is_an_order(pyramid: Path, trained_at: Any) -> No
 def test_without_sizes_it_is_the_finest(pyramid: Path, tmp_path: Path, trained_at: Any) -> None:
     ready = prepare(pyramid, model=trained_at(None))
     assert ready.volume.info.level == 0
-    assert ready.level_choice == "level 0 of 3: the model does not say at which pixel size it was trained"
+    assert ready.level_choice is None
     array = prepare(pyramid / "1", model=trained_at(8.0))  # the array that was named
     assert (array.volume.info.shape, array.level_choice) == ((2, 48, 64), None)
     one = write_image(tmp_path / "one.zarr", make_pixels("yx", "uint8"), axes="yx", version="0.4", levels=1)

@@ -23,6 +23,7 @@ def result_to_object(result: SegmentationResult) -> dict[str, Any]:
         "pixels": result.plan.extents.pixels,
         "pixels_per_second": result.pixels_per_second,
         "blocks_found": result.blocks_found,
+        "blocks_left": result.blocks_left,
         "empty_blocks": result.n_empty,
         "level_choice": result.level_choice,
         "differs_from_training": [finding.text for finding in result.findings],
@@ -44,18 +45,22 @@ def show_result(result: SegmentationResult) -> None:
     plan, seconds = result.plan, result.seconds
     peak = peak_memory_bytes()
     extents, statistics, found = plan.extents, result.statistics, result.blocks_found
-    measuring = "" if statistics is None else f"statistics {seconds['statistics']:.1f}, "
+    measuring = f"grey values {seconds['statistics']:.1f}, " if seconds["statistics"] >= 0.05 else ""
     objects = "" if result.instances is None else f", objects {seconds['instances']:.1f}"
     rows = [
         ("output", str(result.output)),
-        *([("region", "a part is done; the next segment goes on")] if result.status == "region" else []),
-        ("labels", str(result.labels) if result.labels is not None else "not written"),
+        *_describe_part(result),
+        *([] if result.labels == result.output else [("labels", str(result.labels or "not written"))]),
         *(("share", f"{fraction:6.1%} {name}") for name, fraction in result.class_fractions.items() if result.labels),
         *_describe_objects(result),
         *([] if result.table is None else [("table", f"{result.table}, a row for each block")]),
-        *([] if result.level_choice is None else [("level", result.level_choice)]),
+        *([] if result.level_choice is None else [("level", result.level_choice.removeprefix("level "))]),
         *([] if statistics is None else [("grey values", _describe_statistics(statistics))]),
-        ("pixels", f"{extents.pixels:,} ({extents.t} × {extents.z} × {extents.y} × {extents.x} t z y x)"),
+        (
+            "pixels",
+            f"{extents.pixels:,} ({extents.t} × {extents.z} × {extents.y} × {extents.x} t z y x)"
+            + ("" if result.pixels == extents.pixels else f", {result.pixels:,} of them made now"),
+        ),
         (
             "time",
             f"{format_seconds(seconds['total'])}, {result.pixels_per_second / 1e6:.2f} Mpx/s "
@@ -71,6 +76,14 @@ def show_result(result: SegmentationResult) -> None:
         ("memory", format_bytes(peak) if peak is not None else "not measured on this system"),
     ]
     show_rows(rows)
+
+
+def _describe_part(result: SegmentationResult) -> list[tuple[str, str]]:
+    """Return a row on what is yet to be done, where only a part of the volume was asked for."""
+    if result.status != "region":
+        return []
+    left, total = result.blocks_left, result.plan.n_blocks
+    return [("region", f"done; {left} of {total} blocks are left, which segment does without --region or --plane")]
 
 
 def _describe_rungs(rungs: Sequence[Rung]) -> str:
@@ -96,7 +109,8 @@ def _describe_objects(result: SegmentationResult) -> list[tuple[str, str]]:
     if found is None:
         return []
     by_class = ", ".join(f"{count:,} {name}" for name, count in found.by_class.items())
-    rows = [("objects", f"{found.count:,} ({by_class}); {found.dropped:,} too small")]
+    dropped = f"; {found.dropped:,} too small" if found.dropped else ""
+    rows = [("objects", f"{found.count:,} ({by_class}){dropped}")]
     return rows if found.table is None else [*rows, ("", f"{found.table}, a row for each object")]
 
 

@@ -135,7 +135,7 @@ def _show(ready: Preparation, facts: dict[str, Any], timed: EngineDescription | 
     rows = [
         ("volume", f"{info.path}: {info.axes} {' × '.join(map(str, info.shape))} {info.dtype}"),
         ("model", f"{ready.artifact.card.name} ({ready.artifact.source})"),
-        *([] if ready.level_choice is None else [("level", ready.level_choice)]),
+        *([] if ready.level_choice is None else [("level", ready.level_choice.removeprefix("level "))]),
         *(("differs", text) for text in facts["differs_from_training"]),
         ("tiles", f"{p.n_tiles} of {p.tile_y} × {p.tile_x} px, each keeping {core}"),
         *([("tta", f"each tile {p.passes} times, turned and mirrored, and the mean of the results")] if p.tta else []),
