@@ -127,3 +127,27 @@ def test_an_example_runs(example: str, tmp_path: Path, tiny_model: Path) -> None
 
 def test_nothing_is_left_to_fill_in() -> None:
     assert [re.findall(r"@@\w+@@|\bTODO\b|\bXXX\b", page) for page in PAGES.values()] == [[]] * len(PAGES)
+
+
+def test_the_snakemake_rule_runs(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
+    """Its shell command, with what Snakemake would put into it, and its promise that a second attempt goes on."""
+    (rule,) = blocks("snakemake")
+    _, _, shell = rule.partition("shell:")
+    words = "".join(re.findall(r'"([^"]*)"', shell))
+    assert "touch(" in rule  # the store itself is no declared output: it would be deleted after a failure
+    for name in ("raw", "segmented"):
+        (tmp_path / name).mkdir()
+    write_image(tmp_path / "raw" / "a.ome.zarr", make_pixels((1, 60, 70)))
+    for name, value in (
+        ("{input}", "raw/a.ome.zarr"),
+        ("{wildcards.sample}", "a"),
+        ("{resources.mem_mb}", "8000"),
+        (" --strict", ""),  # noise is unlike any training image
+    ):
+        assert name in words
+        words = words.replace(name, value)
+    program, *arguments = shlex.split(words)
+    assert program == "unet-deploy"
+    done = cli(*arguments, "--model", tiny_model, "--no-space-check")
+    assert done.code == 0, done.err
+    assert (tmp_path / "segmented" / "a.csv").is_file()
