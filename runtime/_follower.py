@@ -97,7 +97,10 @@ class Follower:
         """
         self._following, self._clock = following, clock
         self._info, self._plan, self._channels = info, plan, channels
-        self._axis = info.axes.index(growth_axis(info)) if following.grows else None
+        axis = info.axes.index(growth_axis(info)) if following.grows else None
+        # A last block that is not whole was planned since nothing came for long: this is taken as the volume's end.
+        is_at_end = axis is not None and growth_axis(info) == "z" and info.shape[axis] % plan.block_shape[0] > 0
+        self._axis = None if is_at_end else axis
         self._length = self._planned_length
         blocks = np.fromiter(wanted, np.int64)
         self._rank = np.full(plan.n_blocks, -1, np.int64)

@@ -78,6 +78,8 @@ def reopen_patiently(info: VolumeInfo) -> Volume:
             return reopen_volume(info)
         except InputDataError:
             time.sleep(_PAUSE_S)
+    if not info.grows:  # one that got longer is told how to follow such a volume
+        ShapeWatch(info, settle_s=0).length(0, None)
     return reopen_volume(info)
 
 

@@ -20,6 +20,7 @@ import zarr
 from unet_deploy.errors import OutputPathError
 from unet_deploy.runtime._box_grid import Box, BoxGrid
 from unet_deploy.runtime.disk_space import full_disk_named
+from unet_deploy.runtime.journal import FOLDER, remove
 from unet_deploy.runtime.label_group import drop_objects, is_made_for, list_label
 from unet_deploy.runtime.layout import INSTANCES_NAME, PROVENANCE_KEY, OutputSpec, multiscales_of
 from unet_deploy.runtime.output import create_array
@@ -45,10 +46,15 @@ def create_instances(spec: OutputSpec) -> None:
         )
     drop_objects(spec)
     with full_disk_named(f"while making {folder}"):
-        begun = {"status": "running", "instances_of": spec.labels_name}
-        zarr.create_group(str(folder), zarr_format=spec.zarr_format, attributes={PROVENANCE_KEY: begun})
+        # Made elsewhere, then moved: what a kill left of a group in its place would not be known as ours.
+        begun = Path(spec.path) / FOLDER / "begun"
+        if begun.exists():
+            remove(begun)
+        said = {"status": "running", "instances_of": spec.labels_name}
+        zarr.create_group(str(begun), zarr_format=spec.zarr_format, attributes={PROVENANCE_KEY: said})
         for level in range(spec.n_levels):
-            create_array(spec, str(folder), str(level), kind="labels", level=level, dtype="uint32")
+            create_array(spec, str(begun), str(level), kind="labels", level=level, dtype="uint32")
+        begun.replace(folder)
 
 
 def write_ids(spec: OutputSpec, block: Box, ids: InstanceIds) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +54,7 @@ class RunTotals:
             read_s=self.read_s + other.read_s,
             infer_s=self.infer_s + other.infer_s,
             write_s=self.write_s + other.write_s,
-            rungs=max(self.rungs, other.rungs, key=len),
+            rungs=max(self.rungs, other.rungs, key=len),  # workers climb the same ladder, some further
             left=other.left,
         )
 
@@ -95,7 +96,7 @@ def run_blocks(
     RunTotals
     """
     start = time.perf_counter()
-    totals = RunTotals(left=total)
+    totals = RunTotals()
     found = 0
     given = iter(order)
 
@@ -112,36 +113,34 @@ def run_blocks(
         clear_block(job.output, block)
         return failure_report(block, f"the workers that ran it died: {reason}")
 
-    for report in run_tasks(client, run_block, (job,), hold(due()), should_stop=should_stop, on_killed=killed):
-        journal.add(report.record)
-        totals = _add(totals, report)
-        if progress is not None:
-            progress(
-                Progress(
-                    stage="segment",
-                    done=found + totals.blocks,
-                    total=total,
-                    failed=journal.count("failed"),
-                    pixels=totals.pixels,
-                    seconds=time.perf_counter() - start,
-                )
+    reports = run_tasks(client, run_block, (job,), hold(due()), should_stop=should_stop, on_killed=killed)
+    with closing(reports):  # also where the frames of an error are kept
+        for report in reports:
+            journal.add(report.record)
+            totals += RunTotals(
+                blocks=1,
+                pixels=report.pixels,
+                read_s=report.read_s,
+                infer_s=report.infer_s,
+                write_s=report.write_s,
+                rungs=report.rungs,
             )
+            if progress is not None:
+                progress(
+                    Progress(
+                        stage="segment",
+                        done=found + totals.blocks,
+                        total=total,
+                        failed=journal.count("failed"),
+                        pixels=totals.pixels,
+                        seconds=time.perf_counter() - start,
+                    )
+                )
     for index in given:  # not asked for any more, after a stop
         if index is None:
             break
         found += not journal.is_due(index, retry_failed=retry_failed)
     return replace(totals, left=total - found - totals.blocks)
-
-
-def _add(totals: RunTotals, report: BlockReport) -> RunTotals:
-    return RunTotals(
-        blocks=totals.blocks + 1,
-        pixels=totals.pixels + report.pixels,
-        read_s=totals.read_s + report.read_s,
-        infer_s=totals.infer_s + report.infer_s,
-        write_s=totals.write_s + report.write_s,
-        rungs=max(totals.rungs, report.rungs, key=len),  # workers climb the same ladder, some further
-    )
 
 
 def run_pyramid(
@@ -153,8 +152,9 @@ def run_pyramid(
     total = sum(map(len, pieces.values()))
     done = 0
     for level, numbers in pieces.items():
-        for _ in run_tasks(client, downsample_region, (spec, level), numbers):
-            done += 1
-            if progress is not None:
-                seconds = time.perf_counter() - start
-                progress(Progress(stage="pyramid", done=done, total=total, failed=0, pixels=0, seconds=seconds))
+        with closing(run_tasks(client, downsample_region, (spec, level), numbers)) as pieces_made:
+            for _ in pieces_made:
+                done += 1
+                if progress is not None:
+                    seconds = time.perf_counter() - start
+                    progress(Progress(stage="pyramid", done=done, total=total, failed=0, pixels=0, seconds=seconds))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unet_deploy.errors import SchedulerError
+from unet_deploy.errors import SchedulerError, UsageError
 from unet_deploy.runtime._set_clock import clock_watched
 from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT
 
@@ -32,12 +32,14 @@ def connect(scheduler: Any | None = None, scheduler_file: str | Path | None = No
 
     Raises
     ------
+    UsageError
+        If both are given.
     SchedulerError
-        If both are given, the file is absent or none of a scheduler, nothing answers at the address, or no worker is
+        If the file is absent or none of a scheduler, nothing answers at the address, or no worker is
         there.
     """
     if scheduler is not None and scheduler_file is not None:
-        raise SchedulerError(
+        raise UsageError(
             "a scheduler and a scheduler file were given, where one was expected",
             f"the scheduler {scheduler} and the file {scheduler_file}",
             fix="leave --scheduler or --scheduler-file out",

@@ -12,15 +12,22 @@ from unet_deploy.errors import NoSpaceError
 from unet_deploy.runtime.layout import OutputSpec
 
 
-def check_space(spec: OutputSpec, *, wants_instances: bool = False) -> None:
+def check_space(spec: OutputSpec, *, wants_instances: bool = False, share: float = 1.0) -> None:
     """Refuse a run whose result may not fit on the disk.
+
+    Parameters
+    ----------
+    spec, wants_instances
+        What will be written.
+    share
+        How much of the volume this run is to make.
 
     Raises
     ------
     NoSpaceError
         If less is free than the result takes uncompressed.
     """
-    needed = spec.raw_bytes + (spec.instance_bytes if wants_instances else 0)
+    needed = share * (spec.raw_bytes + (spec.instance_bytes if wants_instances else 0))
     free = shutil.disk_usage(_existing(Path(spec.path).resolve().parent)).free
     if free < needed:
         kinds = [*spec.kinds, *(["instances"] if wants_instances else [])]

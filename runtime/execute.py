@@ -144,16 +144,15 @@ def _run_block(job: Job, block: Block) -> BlockReport:
     y = plan_window(geometry, block.tiles_y, extents.y)
     x = plan_window(geometry, block.tiles_x, extents.x)
     time_point = Interval(block.t, block.t + 1)
-    (pixels,) = job.volume.read(  # (c, z, y, x)
-        t=time_point,
-        c=job.channels,
-        z=block.z,
-        y=y.source,
-        x=x.source,
-        cache_bytes=job.plan.cache_bytes,
-        spent=job.plan.spent(block.index),
+    spent = job.plan.spent(block.index)
+    cache_bytes = job.plan.cache_bytes
+    window = spread(  # (c, z, y, x); by no name, what was read is gone by the time the network runs
+        job.volume.read(
+            t=time_point, c=job.channels, z=block.z, y=y.source, x=x.source, cache_bytes=cache_bytes, spent=spent
+        )[0],
+        y,
+        x,
     )
-    window = spread(pixels, y, x)
     read = time.perf_counter()
     wanted = job.output.kinds
     segmented = segment_window(

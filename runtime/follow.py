@@ -4,7 +4,8 @@
 2. `require_followable`, once it is, and `begin_following`, once it is known where the run writes.
 3. `follow_blocks` in place of a single pass over all blocks. A block runs when its chunks have arrived (`_follower`).
    Then the blocks of files that changed afterwards run again, and a few times those that failed, since their chunks
-   may have been half written. So the result is that of a run on the finished volume, if it was finished by then.
+   may have been half written. So the result is that of a run on the finished volume, if it was finished by then, and
+   what an earlier run has done was not written again since: files are watched by the run that reads them.
 4. Of a volume that grows, the output and the journal grow with it (`_growth`).
 
 Only files of a local Zarr store can be watched. Chunks that a writer leaves out, since they hold nothing but the fill
@@ -22,6 +23,7 @@ from typing import Any
 
 from unet_deploy.card import ModelCard
 from unet_deploy.errors import (
+    InputDataError,
     InterruptedRunError,
     NotAVolumeError,
     ReadError,
@@ -105,11 +107,13 @@ def wait_for_volume(
         If it is no local Zarr store.
     InputDataError
         If it cannot be opened, for other reasons than not being written yet, or when the time is over.
+    InterruptedRunError
+        If `should_stop` said so before it could be opened.
     """
     _require_local(path)
     since, last, is_told = clock(), 0, False
     while True:
-        problem: Exception | None = None
+        problem: InputDataError | None = None
         length = 0
         try:
             info = describe()
@@ -124,25 +128,42 @@ def wait_for_volume(
         now = clock()
         if length != last:
             since, last = now, length
-        if should_stop() or (following.timeout_s is not None and now - since >= following.timeout_s):
-            if problem is not None:
-                raise problem
-            return
+        is_stopped = should_stop()
+        if is_stopped or (following.timeout_s is not None and now - since >= following.timeout_s):
+            if problem is None:
+                return
+            if is_stopped:
+                raise InterruptedRunError(
+                    f"stopped while waiting for {path}",
+                    f"up to now: {problem.headline}",
+                    "nothing was written",
+                    fix="the same command waits again",
+                ) from problem
+            raise problem
         if not is_told:
             logger.info("waiting for %s, of which %s", path, problem or f"{length} planes are there")
             is_told = True
         sleep(LOOK_S)
 
 
-def require_followable(info: VolumeInfo, card: ModelCard, *, input_range: tuple[float, float] | None) -> None:
+def require_followable(
+    info: VolumeInfo, card: ModelCard, *, input_range: tuple[float, float] | None, is_strict: bool = False
+) -> None:
     """Refuse what cannot be followed.
 
     Raises
     ------
     UsageError
-        If the volume is no local Zarr store, or the model wants percentiles of the whole volume.
+        If the volume is no local Zarr store, the model wants percentiles of the whole volume, or the volume is to be
+        compared with the training images first.
     """
     _require_local(info.path)
+    if is_strict:
+        raise UsageError(
+            "--strict came with --follow",
+            "a volume that is still being written is not compared with the training images: most of it is not there",
+            fix="leave --strict out; or look at what is there with `unet-deploy plan`, which says how it differs",
+        )
     if needs_statistics(card, input_range=input_range):
         raise UsageError(
             f"the model {card.name} scales a volume by percentiles of the whole of it, "

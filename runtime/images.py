@@ -127,7 +127,8 @@ def choose_entry(where: str, entries: Sequence[ImageEntry], name: str | None) ->
     if len(chosen) == 1:
         return chosen[0]
     names = [entry.name for entry in entries if entry.name]
-    close = difflib.get_close_matches(name, names, n=1) or names[:1]
+    within = [known for known in names if known.startswith(f"{name.rstrip('/')}/")]  # a well, of which fields are named
+    close = within or difflib.get_close_matches(name, names, n=1) or names[:1]
     raise UnknownNameError(
         f"{where} holds {'several images' if chosen else 'no image'} called {name!r}",
         *(["it holds:", *listing(entries)] if names else ["it is an image or array itself"]),

@@ -18,7 +18,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -241,11 +242,17 @@ def number_instances(
             seconds = time.perf_counter() - start
             progress(Progress(stage="instances", done=done, total=total, failed=0, pixels=pixels, seconds=seconds))
 
-    def run(task: Callable[..., Any], shared: tuple[Any, ...], numbers: range | npt.NDArray[Any]) -> Iterator[Any]:
+    def run(
+        task: Callable[..., Any],
+        shared: tuple[Any, ...],
+        numbers: range | npt.NDArray[Any],
+        take: Callable[[Any], None],
+    ) -> None:
         came = 0
-        for result in run_tasks(client, task, shared, map(int, numbers), should_stop=should_stop):
-            came += 1
-            yield result
+        with closing(run_tasks(client, task, shared, map(int, numbers), should_stop=should_stop)) as results:
+            for result in results:
+                came += 1
+                take(result)
         if came < len(numbers):
             raise InterruptedRunError(
                 "stopped while objects were numbered",
@@ -254,22 +261,26 @@ def number_instances(
             )
 
     counts = np.zeros(n_blocks, np.int64)
-    for index, count in run(label_task, (job,), range(n_blocks)):
-        counts[index] = count
+
+    def take_count(result: tuple[int, int]) -> None:
+        counts[result[0]] = result[1]
         step()
+
+    run(label_task, (job,), range(n_blocks), take_count)
     starts = starts_of(counts)
     occupied = np.flatnonzero(counts)
     done += n_blocks - len(occupied)  # those without objects touch nothing
     pairs = bytearray()
-    for index, joins in run(join_task, (job,), occupied):
-        pairs += number_pairs(starts, index, joins).tobytes()
+
+    def take_pairs(result: tuple[int, Any]) -> None:
+        pairs.extend(number_pairs(starts, *result).tobytes())
         step()
+
+    run(join_task, (job,), occupied, take_pairs)
     result = merge_blocks(job, starts, np.frombuffer(pairs, np.int64).reshape(-1, 2), table=table)
-    for n in run(write_task, (job,), range(n_blocks)):
-        step(n)
+    run(write_task, (job,), range(n_blocks), step)
     for level in spec.passes:
-        for _ in run(downsample_ids, (spec, level), range(count_pieces(spec, level))):
-            step()
+        run(downsample_ids, (spec, level), range(count_pieces(spec, level)), lambda _: step())
     shutil.rmtree(job.folder, ignore_errors=True)
     return InstanceResult(
         count=result.count,

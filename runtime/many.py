@@ -132,12 +132,14 @@ def segment_images(
     UsageError
         As `segment`, before the first image is done; later ones are that image's.
     InputDataError
-        If the store cannot be read, or the folder of the outputs cannot be made.
+        If the store cannot be read, or the folder of the outputs cannot be made; and that of the first image, where
+        each has one that the same flag would mend.
     """
-    entries = list_images(volume)
+    listed = entries = list_images(volume)
     if images is not None:
-        entries = tuple(dict.fromkeys(choose_entry(str(volume), entries, name) for name in images))
-    outputs = choose_outputs(volume, entries, None if output_folder is None else Path(output_folder))
+        entries = tuple(dict.fromkeys(choose_entry(str(volume), listed, name) for name in images))
+    places = choose_outputs(volume, listed, None if output_folder is None else Path(output_folder))
+    output_of = dict(zip(listed, places, strict=True))  # the same whichever of the images are asked for
     results: list[ImageResult] = []
     with ExitStack() as held:
         if segmenter is None:
@@ -145,7 +147,8 @@ def segment_images(
             segmenter = held.enter_context(Segmenter(options.pop("model", None), **made_with))
         if output_folder is not None:
             make_folder(Path(output_folder))
-        for entry, output in zip(entries, outputs, strict=True):
+        for entry in entries:
+            output = output_of[entry]
             if should_stop():
                 raise _stopped(results, len(entries))
             on_start(entry)
@@ -231,15 +234,30 @@ def _require_all(results: Sequence[ImageResult]) -> None:
     lines = _lines_of(results)
     if not lines:
         return
+    alike = shared_error([found.error for found in results])
+    if alike is not None:
+        raise alike
     failed = sum(found.outcome == "failed" for found in results)
     has_holes = any(isinstance(found.error, PartialResultError) for found in results)
     raise PartialResultError(
-        f"{failed} of {len(results)} images failed; the others are done",
+        f"{failed} of {len(results)} images failed{'; the others are done' if failed < len(results) else ''}",
         *lines,
         fix="mend the cause, then give the same command again"
         + (" with --retry-failed" if has_holes else "")
         + ": what is finished stays as it is",
     )
+
+
+def shared_error(errors: Sequence[UnetDeployError | None]) -> UnetDeployError | None:
+    """Return the first error of images, where every image has one and the same flag would mend them; None where not.
+
+    A channel that is to be chosen is not the fault of each field of a plate.
+    """
+    first = errors[0] if errors else None
+    if first is None or not first.fix.startswith("--"):
+        return None
+    is_shared = all(error is not None and (error.code, error.fix) == (first.code, first.fix) for error in errors)
+    return first if is_shared else None
 
 
 def _lines_of(results: Sequence[ImageResult]) -> list[str]:

@@ -107,7 +107,7 @@ def is_stillborn(output: Path) -> bool:
     """Tell whether a folder holds nothing but the journal of a run that was killed before it made the store."""
     if not output.is_dir():
         return False
-    names = {entry.name for entry in output.iterdir()}
+    names = {entry.name for entry in output.iterdir() if not _PARTIAL.fullmatch(entry.name)}
     return FOLDER in names and names <= {FOLDER, *GROUP_FILES[1:]}  # half a group of Zarr v2 is none
 
 

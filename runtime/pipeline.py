@@ -30,7 +30,7 @@ from unet_deploy.runtime.holding import MIN_FREE_BYTES, check_memory
 from unet_deploy.runtime.instances import check_objects_table, default_table, require_rule
 from unet_deploy.runtime.layout import split_kinds
 from unet_deploy.runtime.machine import held_memory_bytes, read_memory
-from unet_deploy.runtime.place import find_place, require_objects_fit
+from unet_deploy.runtime.place import find_place, require_objects_fit, share_to_make
 from unet_deploy.runtime.preparation import prepare
 from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.results import SegmentationResult, require_whole
@@ -123,7 +123,8 @@ def segment(
         that scales each volume by its own percentiles takes any dtype, and these in place of the percentiles: so
         parts of a volume, or the volumes of a series, get one scale, and nothing needs to be measured.
     strict
-        Refuse a volume that differs from what the model was trained on; else the result's `findings` say so.
+        Refuse a volume that differs from what the model was trained on, or cannot be compared; else the result's
+        `findings` say so.
     objects, object_dimensions, object_neighbours, min_object_size
         What an object is, for ``"instances"``: see `require_rule`. A table of them is written beside the output.
     table
@@ -218,7 +219,7 @@ def segment(
         min_size=min_object_size,
     )
     if follow is not None:
-        require_followable(ready.volume.info, ready.artifact.card, input_range=input_range)
+        require_followable(ready.volume.info, ready.artifact.card, input_range=input_range, is_strict=strict)
     if region is not None:
         region.require_inside(ready.plan.extents)
     place = find_place(
@@ -238,8 +239,8 @@ def segment(
         check_objects_table(default_table(place.target), overwrite=overwrite or place.begun is not None)
     if table is not None:
         check_table_path(Path(table), overwrite=overwrite, goes_on=place.begun is not None)
-    if check_free_space and place.begun is None:
-        check_space(spec, wants_instances=wants_objects)
+    if check_free_space and (place.begun is None or not place.begun.is_broken_off):  # that was checked before
+        check_space(spec, wants_instances=wants_objects, share=share_to_make(ready.plan, place, region))
     if check_free_space and scheduler is None and scheduler_file is None:
         check_memory(ready.plan.peak_memory_bytes, read_memory(), held_bytes=held_memory_bytes())
     request, description = settle_engine(
@@ -278,5 +279,5 @@ def segment(
             started=started,
         )
         result = carry_out(run, client)
-    require_whole(result)
+    require_whole(result, is_region=region is not None)
     return result

@@ -10,7 +10,9 @@ from unet_deploy.errors import ConfigurationError, UsageError
 from unet_deploy.runtime.label_group import is_made_for, require_label_target
 from unet_deploy.runtime.layout import OutputSpec
 from unet_deploy.runtime.output_paths import check_output_path
+from unet_deploy.runtime.plan import SegmentationPlan
 from unet_deploy.runtime.preparation import Preparation
+from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.resume import Begun, find_begun, is_unborn
 
 
@@ -78,6 +80,12 @@ def find_place(
     is_free = overwrite or begun is not None or is_unborn(target)
     check_output_path(target, volume=Path(info.path), overwrite=is_free, is_label_group=into_labels is not None)
     return Place(target=target, begun=begun, may_replace=overwrite, again=again and begun is not None)
+
+
+def share_to_make(plan: SegmentationPlan, place: Place, region: Region | None) -> float:
+    """Return about how much of a volume a run is to make there, 1 for all of it."""
+    found = place.begun.n_blocks if place.begun is not None and region is None else 0
+    return max(plan.count(region) - found, 0) / plan.n_blocks
 
 
 def require_objects_fit(place: Place, spec: OutputSpec, *, wants_instances: bool) -> None:

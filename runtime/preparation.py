@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, Segmentation
 from unet_deploy.runtime.planned import PlannedArtifact, load_model, settle_engine_name
 from unet_deploy.runtime.statistics import bytes_to_measure
 from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
+
+_MOST_WORD_BYTES = 80
 
 
 def default_output(volume: str | Path, image: str | None = None) -> Path:
@@ -55,7 +58,15 @@ def default_output(volume: str | Path, image: str | None = None) -> Path:
 def _words_of(image: str) -> tuple[str, ...]:
     """Return the words of an image's name that can stand in a file's; a title may be any text."""
     words = (re.sub(r'[<>:"|?*\x00-\x1f]', "-", word).strip(" .") for word in re.split(r"[/\\]", image))
-    return tuple(word for word in words if word)
+    return tuple(_cut(word) for word in words if word)
+
+
+def _cut(word: str) -> str:
+    """Return a word that fits into a file's name; a long one by its start and a number that changes with all of it."""
+    raw = word.encode("utf-8", "replace")
+    if len(raw) <= _MOST_WORD_BYTES:
+        return word
+    return f"{raw[:_MOST_WORD_BYTES].decode('utf-8', 'ignore')}-{zlib.crc32(raw):08x}"
 
 
 def prepare(

@@ -89,9 +89,12 @@ def describe_run(
     *,
     input_range: tuple[float, float] | None,
     statistics: VolumeStatistics | None,
-    findings: tuple[Finding, ...],
+    findings: tuple[Finding, ...] | None,
 ) -> dict[str, Any]:
-    """Return what an output says of the run that makes it, before the first block, as JSON values."""
+    """Return what an output says of the run that makes it, before the first block, as JSON values.
+
+    `findings` are None where the volume was not compared with the training images.
+    """
     artifact, info = ready.artifact, ready.volume.info
     return {
         "software": {"unet-deploy": unet_deploy.__version__, "numpy": np.__version__, "zarr": version("zarr")},
@@ -116,7 +119,7 @@ def describe_run(
             "tta": ready.plan.tta,
         },
         "statistics": None if statistics is None else statistics.to_object(),
-        "differs_from_training": [finding.text for finding in findings],
+        "differs_from_training": None if findings is None else [finding.text for finding in findings],
         "plan": ready.plan.to_object(),
     }
 
@@ -134,8 +137,8 @@ def describe_end(result: SegmentationResult, provenance: Mapping[str, Any]) -> d
     }
 
 
-def require_whole(result: SegmentationResult) -> None:
-    """Say which blocks are missing.
+def require_whole(result: SegmentationResult, *, is_region: bool = False) -> None:
+    """Say which blocks are missing; where a region was asked for, they may lie outside.
 
     Raises
     ------
@@ -146,9 +149,12 @@ def require_whole(result: SegmentationResult) -> None:
         return
     listing = [f"block {r.index}: {(r.reason or '').splitlines()[0]}" for r in result.failed[:_LISTED]]
     more = len(result.failed) - len(listing)
-    raise PartialResultError(
+    error = PartialResultError(
         f"{len(result.failed)} of {result.plan.n_blocks} blocks failed; they are 0 in {result.output}",
         *listing,
         *([f"and {more} more, listed in the output's attributes"] if more else []),
-        fix="mend the cause, then give the same command with --retry-failed",
+        fix="mend the cause, then give the same command with --retry-failed"
+        + (", and with a --region that holds them or none" if is_region else ""),
     )
+    error.result = result
+    raise error

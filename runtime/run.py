@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_deploy.errors import InterruptedRunError, ReadError
+from unet_deploy.runtime._instance_merge import is_table
 from unet_deploy.runtime.block_runs import RunTotals, run_blocks, run_pyramid
 from unet_deploy.runtime.block_table import write_block_table
 from unet_deploy.runtime.drift import Finding, check_drift, describe_findings, require_no_drift
@@ -81,7 +82,8 @@ class Measured:
 
     normaliser: Normaliser
     statistics: VolumeStatistics | None
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] | None
+    """None where the volume was not compared."""
     seconds: float
 
 
@@ -150,7 +152,7 @@ def carry_out(run: Run, client: Any) -> SegmentationResult:
             blocks_found=found,
             blocks_left=plan.n_blocks - journal.n_recorded,
             statistics=measured.statistics,
-            findings=measured.findings,
+            findings=measured.findings or (),
             level_choice=run.ready.level_choice,
             rungs=totals.rungs,
             instances=instances,
@@ -187,10 +189,10 @@ def _measure(run: Run, client: Any) -> Measured:
     return Measured(normaliser=normaliser, statistics=found, findings=findings, seconds=seconds)
 
 
-def _compare(run: Run, client: Any) -> tuple[Finding, ...]:
+def _compare(run: Run, client: Any) -> tuple[Finding, ...] | None:
     ready = run.ready
     if run.following is not None:  # most of what would be looked at is not there yet
-        return ()
+        return None
     try:
         findings = check_drift(
             ready.volume,
@@ -201,8 +203,10 @@ def _compare(run: Run, client: Any) -> tuple[Finding, ...]:
             cache_bytes=run.cache_bytes,
         )
     except ReadError as error:  # a damaged chunk is a failed block, which says so; the others can be done
+        if run.is_strict:
+            raise
         logger.warning("the volume was not compared with the training images: %s", error.headline)
-        return ()
+        return None
     if run.is_strict:
         require_no_drift(findings, source=ready.volume.info.path)
     if findings:
@@ -217,6 +221,9 @@ def _begin(run: Run, measured: Measured) -> tuple[Journal, dict[str, Any]]:
         # Asked anew: while this run measured the volume, another may have made there what was only begun before.
         may_replace = run.place.may_replace or is_unborn(run.place.target)
         journal = create_output(run.spec, fingerprint=fingerprint, provenance=provenance, overwrite=may_replace)
+        table = default_table(run.place.target)
+        if run.rule is None and is_table(table):
+            logger.warning("%s lists objects of an earlier segmentation; no objects are numbered now", table)
         return journal, provenance
     provenance = {**provenance, "parts": run.place.begun.parts}
     journal = reopen_journal(run.place.target, fingerprint)
@@ -282,7 +289,7 @@ def _follow_blocks(run: Run, measured: Measured, client: Any, journal: Journal) 
         should_stop=run.should_stop,
     )
     run = replace(run, ready=followed.ready, spec=followed.spec)
-    _require_done(run, left=followed.left)
+    _require_done(run, journal, left=followed.left)
     return run, totals
 
 
@@ -291,7 +298,7 @@ def _make_blocks(run: Run, measured: Measured, client: Any, journal: Journal) ->
     wanted = plan.count(run.region)
     numbers = plan.order(run.region)
     totals = _run_blocks(run, measured, client, journal, numbers, total=wanted)
-    _require_done(run, left=totals.left)
+    _require_done(run, journal, left=totals.left)
     return totals
 
 
@@ -330,9 +337,10 @@ def _run_blocks(
     )
 
 
-def _require_done(run: Run, *, left: int) -> None:
+def _require_done(run: Run, journal: Journal, *, left: int) -> None:
     wanted = run.ready.plan.count(run.region)
     if left:
+        write_status(run.spec, journal)  # it is what one looks at to see how far the run came
         raise InterruptedRunError(
             f"stopped with {wanted - left} of {wanted} blocks done",
             f"they are in {run.place.target}, which is no result yet",

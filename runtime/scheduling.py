@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import logging
 import statistics
+import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from unet_deploy.errors import SchedulerError
+from unet_deploy.errors import SchedulerError, UnetDeployError
 from unet_deploy.runtime._workers import TICK_S, AwakeClock, Patience, Workers
 from unet_deploy.runtime.dask_client import connect
 
@@ -50,13 +51,15 @@ def run_tasks(
     should_stop: Callable[[], bool] = lambda: False,
     on_killed: Callable[[int, str], Any] | None = None,
     patience: Patience | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield ``function(*shared, i)`` as they finish, a bounded number submitted at a time, one result for each i.
 
     A task may run twice, or be broken off: a worker that dies after it wrote and before it said so, or one that is
     late, leaves its task to another. So running it twice must do what running it once does. Blocks are so: their result
     depends on nothing but their number, and every chunk is written whole and put into place by one rename, so that
     whoever comes second replaces bytes by the same bytes.
+
+    Close what is returned where not all of it is wanted: what is in flight is cancelled then.
 
     Parameters
     ----------
@@ -79,6 +82,8 @@ def run_tasks(
     ------
     SchedulerError
         If a task is given up and there is no `on_killed`, no worker is able for a while, or the scheduler is gone.
+    UnetDeployError
+        What a task raised; other exceptions of a task come as they are, after Dask has printed them.
     """
     run = _Run(client, function, shared, should_stop, on_killed, patience or Patience())
     return run.results(iter(range(numbers) if isinstance(numbers, int) else numbers))
@@ -125,7 +130,7 @@ class _Run:
         self.ask_at = 0.0
         self.workers = Workers(client, patience, self.clock)
 
-    def results(self, left: Iterator[int | None]) -> Iterator[Any]:
+    def results(self, left: Iterator[int | None]) -> Generator[Any, None, None]:
         """Yield them: the loop of all that is done here."""
         try:
             while True:
@@ -182,7 +187,9 @@ class _Run:
             return False
         able = {"workers": self.workers.able, "allow_other_workers": True}
         where: dict[str, Any] = able if self.workers.stalled else {}
-        future = self.client.submit(self.function, self.sent, *self.small, i, pure=False, **where)
+        key = f"{getattr(self.function, '__name__', 'task')}-{uuid.uuid4()}"
+        task = (self.function, self.sent, *self.small, i)
+        future = self.client.submit(_answer, *task, key=key, pure=False, **where)
         attempt = _Attempt(i, future, self.clock(), self.generation, is_alone)
         self.attempts[future.key] = attempt
         if not self.live:
@@ -243,6 +250,8 @@ class _Run:
                 self.times.append(self.clock() - attempt.begun)
                 self.longest = max(self.longest, self.times[-1])
             self._leave(i)
+            if isinstance(outcome[0], UnetDeployError):
+                raise outcome[0]
             yield outcome[0]
             return
         if others:  # another worker is at it
@@ -338,6 +347,14 @@ class _Run:
             tasks.clear()
         if futures and self.client.status == "running":
             self.client.cancel(futures)
+
+
+def _answer(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a task; an error for the user is its answer, since Dask prints what a task raises, with all its calls."""
+    try:
+        return function(*arguments)
+    except UnetDeployError as error:
+        return error
 
 
 def _give_up(i: int, reason: str, on_killed: Callable[[int, str], Any] | None) -> Any:

@@ -339,6 +339,8 @@ class PartialResultError(UnetDeployError):
 
     code = "partial-result"
     exit_code = 6
+    result: Any = None
+    """What there is of it: a `runtime.SegmentationResult`, where it is of one volume."""
 
 
 class InterruptedRunError(UnetDeployError):

@@ -249,14 +249,18 @@ def an_input_range_upside_down(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--input-range", "255:0"
 
 
-@bad("configuration", "results to write: masks came, labels or probabilities was expected", fix="--write labels")
+@bad(
+    "configuration",
+    "results to write: masks came, labels, probabilities or instances was expected",
+    fix="--write labels",
+)
 def an_unknown_result(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--write", "masks"
 
 
-@bad("configuration", "1 MiB do not hold a batch of the smallest tile", fix="allow more memory, or use --batch 1")
+@bad("configuration", "a process of 10 MiB does not hold this run", "the process alone takes", fix="--max-memory")
 def memory_that_holds_no_tile(folder: Path) -> tuple[str, ...]:
-    return "segment", "v.zarr", "--memory", "1", "--batch", "500"
+    return "segment", "v.zarr", "--max-memory", "10MiB"
 
 
 @bad("unknown-name", "unknown device: 'gpu'", "known: auto, cpu, cuda", fix="did you mean 'cpu'?")

@@ -93,6 +93,14 @@ def test_the_fields_of_a_plate_are_named_by_well(tmp_path: Path, version: Versio
     )
 
 
+def test_a_well_by_name_is_answered_with_its_first_field(tmp_path: Path) -> None:
+    plate = write_plate(tmp_path / "plate.zarr")
+    for name in ("A/2", "A/2/"):
+        with pytest.raises(UnknownNameError, match="holds no image called") as caught:
+            open_volume(plate, image=name)
+        assert caught.value.fix == "did you mean 'A/2/0'?"
+
+
 def test_a_plate_of_one_field_is_that_field(tmp_path: Path) -> None:
     plate = write_plate(tmp_path / "plate.zarr", wells=1, fields=1)
     assert open_volume(plate).info.path == open_volume(plate / "A" / "1").info.path == str(plate / "A" / "1" / "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import zarr
 
 from tests.conftest import Outcome
 from tests.tiny import make_pixels, read_arrays, read_provenance, write_image
-from unet_deploy.errors import PartialResultError
+from unet_deploy.errors import PartialResultError, ReadError
 from unet_deploy.runtime import Progress, segment
 from unet_deploy.runtime.chunk_cache import CHUNKS
+from unet_deploy.runtime.region import parse_region
 
 Cli = Callable[..., Outcome]
 PLANES = 5
@@ -75,6 +77,36 @@ def test_a_chunk_that_cannot_be_read(
     shown = cli("inspect", output)
     assert shown.code == 0
     assert "partial: 1 block(s) failed and are 0" in shown.out
+
+
+def test_what_cannot_be_compared_is_no_likeness(tiny_model: Path, tmp_path: Path) -> None:
+    """The blocks of a damaged volume that can be read are done, but not where a likeness to training is insisted on."""
+    write_image(tmp_path / "v.zarr", make_pixels((PLANES, 100, 90)))
+    cut_short(tmp_path / "v.zarr" / "0" / "c" / str(DAMAGED) / "1" / "0")
+    options: dict[str, Any] = {"model": tiny_model, "output": tmp_path / "out.zarr"}
+    with pytest.raises(ReadError, match=r"^the window .* cannot be read"):
+        segment(tmp_path / "v.zarr", strict=True, **options)
+    assert not (tmp_path / "out.zarr").exists()
+    with pytest.raises(PartialResultError):
+        segment(tmp_path / "v.zarr", **options)
+    assert read_provenance(tmp_path / "out.zarr")["differs_from_training"] is None
+
+
+def test_a_block_that_failed_in_another_region_is_said_and_how_to_mend_it(tiny_model: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "v.zarr", make_pixels((PLANES, 100, 90)))
+    chunk = tmp_path / "v.zarr" / "0" / "c" / str(DAMAGED) / "1" / "0"
+    whole = chunk.read_bytes()
+    cut_short(chunk)
+    options: dict[str, Any] = {"model": tiny_model, "output": tmp_path / "out.zarr"}
+    for region in (f"z={DAMAGED}", f"z={DAMAGED + 1}"):  # the second does not hold it
+        with pytest.raises(PartialResultError, match=rf"^1 of {PLANES} blocks failed") as caught:
+            segment(tmp_path / "v.zarr", region=parse_region(region), **options)
+        assert caught.value.fix.endswith("with --retry-failed, and with a --region that holds them or none")
+        assert read_provenance(tmp_path / "out.zarr")["status"] == "region"
+    chunk.write_bytes(whole)
+    with pytest.raises(PartialResultError):
+        segment(tmp_path / "v.zarr", region=parse_region(f"z={DAMAGED + 1}"), retry_failed=True, **options)
+    assert segment(tmp_path / "v.zarr", retry_failed=True, **options).status == "complete"
 
 
 def test_a_mended_volume_is_segmented_again(

@@ -31,7 +31,7 @@ from unet_deploy.runtime._arrivals import Arrivals
 from unet_deploy.runtime._block_chunks import find_block_chunks
 from unet_deploy.runtime._chunk_files import ChunkFiles, describe_files
 from unet_deploy.runtime._follower import LOOK_S, SETTLE_S, Follower
-from unet_deploy.runtime._growth import growth_axis, whole_length
+from unet_deploy.runtime._growth import growth_axis, reopen_patiently, whole_length
 from unet_deploy.runtime._zarr_metadata import ITEM_BYTES, check_array, read_node
 from unet_deploy.runtime.follow import (
     ATTEMPTS,
@@ -465,6 +465,37 @@ def test_addresses_and_tiff_files_are_refused(planes: Acquisition, make_card: An
         wait_for_volume(file, lambda: planes.info, Following())
 
 
+def test_a_volume_that_is_not_finished_is_not_compared_with_training(planes: Acquisition, make_card: Any) -> None:
+    with pytest.raises(UsageError, match=r"^--strict came with --follow\n  a volume that is still being") as caught:
+        require_followable(planes.info, make_card(), input_range=None, is_strict=True)
+    assert caught.value.fix is not None
+    assert caught.value.fix.startswith("leave --strict out")
+
+
+def test_a_volume_that_gets_longer_unexpectedly_is_told_how_it_is_followed(tmp_path: Path) -> None:
+    """As acquire-zarr writes: its document has the length up to now."""
+    folder = tmp_path / "v.zarr"
+    zarr.create_array(folder, shape=(3, 64, 64), chunks=(1, 64, 64), dtype="uint8")
+    info = open_volume(folder, axes="zyx").info
+    set_shape(folder / "zarr.json", (4, 64, 64))
+    with pytest.raises(ReadError, match=r"the volume's shape is \[4, 64, 64\] now, it was \[3, 64, 64\]") as caught:
+        reopen_patiently(info)
+    assert caught.value.fix is not None
+    assert "with --grows" in caught.value.fix
+
+
+def test_a_stop_while_waiting_for_a_volume_is_no_fault_of_the_volume(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRunError, match="stopped while waiting for") as caught:
+        wait_for_volume(
+            tmp_path / "w.zarr",
+            lambda: open_volume(tmp_path / "w.zarr").info,
+            Following(timeout_s=60),
+            should_stop=lambda: True,
+        )
+    assert caught.value.details[0].startswith("up to now: there is nothing at ")
+    assert caught.value.fix == "the same command waits again"
+
+
 def test_percentiles_of_a_volume_that_is_not_finished_are_refused(planes: Acquisition, make_card: Any) -> None:
     card: ModelCard = make_card(percentiles=(1.0, 99.0))
     assert isinstance(card.normalisation, Normalisation)
@@ -552,6 +583,19 @@ def test_thick_chunks_and_blocks_are_run_when_they_are_whole_or_at_the_end(tmp_p
     assert runner.lengths == [100]
     assert runner.runs == [1]
     assert follower.n_waiting == 0
+
+
+def test_what_was_taken_as_the_end_of_a_volume_is_not_gone_beyond(tmp_path: Path) -> None:
+    """Its last block was planned with the planes that there were: it would not be that of the longer volume."""
+    volume = Growing(tmp_path, (16, 64, 64), (8, 64, 64))
+    assert volume.plan.block_shape[0] == 8
+    follower = volume.begin(3)
+    numbers = follower.numbers()
+    assert volume.wait(2, numbers) == []
+    volume.set_length(16)
+    volume.let_in_all_of(0)
+    with pytest.raises(ReadError, match=r"^the volume's shape is \[16, 64, 64\] now, it was \[3, 64, 64\] when it was"):
+        volume.wait(5, numbers)
 
 
 def test_a_file_that_came_for_an_earlier_block_serves_a_later_one(tmp_path: Path) -> None:

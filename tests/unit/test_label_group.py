@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import stat
+import sys
 import threading
 import warnings
 from dataclasses import replace
@@ -28,10 +31,11 @@ from unet_deploy.errors import (
 )
 from unet_deploy.geometry import Interval
 from unet_deploy.runtime import open_volume
+from unet_deploy.runtime._instance_output import create_instances
 from unet_deploy.runtime.disk_space import check_space
 from unet_deploy.runtime.instances import InstanceRule, default_table, finish_instances, number_instances
 from unet_deploy.runtime.journal import BlockRecord, create_journal, reopen_journal
-from unet_deploy.runtime.label_group import list_label, require_label_target
+from unet_deploy.runtime.label_group import is_made_for, list_label, require_label_target
 from unet_deploy.runtime.layout import PROVENANCE_KEY, OutputSpec, split_kinds
 from unet_deploy.runtime.ome import LevelTransform, OmeVersion, multiscales_attributes
 from unet_deploy.runtime.output import (
@@ -44,9 +48,10 @@ from unet_deploy.runtime.output import (
     write_status,
 )
 from unet_deploy.runtime.output_paths import check_output_path, is_stillborn, read_provenance, remove_partial_files
+from unet_deploy.runtime.place import Place, require_objects_fit
 from unet_deploy.runtime.plan import Extents, WriteGrid
 from unet_deploy.runtime.pyramid import reduce_mode
-from unet_deploy.runtime.resume import find_begun, is_unborn
+from unet_deploy.runtime.resume import Begun, find_begun, is_unborn
 from unet_deploy.runtime.scheduling import connect
 
 VERSIONS: tuple[OmeVersion, OmeVersion] = ("0.4", "0.5")
@@ -566,6 +571,65 @@ def test_somebody_elses_objects_are_never_replaced(volume: Path) -> None:
     assert fingerprint(volume) == before
     create_output(spec, fingerprint={}, provenance={}, overwrite=True).close()
     assert theirs.attrs["a"] == 1
+
+
+def test_somebody_elses_objects_do_not_hold_a_run(volume: Path) -> None:
+    spec = run(volume)
+    begun = Begun(provenance={"status": "region"}, n_blocks=1)
+    place = Place(target=Path(spec.path), begun=begun, may_replace=False, again=False)
+    zarr.create_group(spec.instances_path, attributes={"a": 1}, zarr_format=spec.zarr_format)
+    require_objects_fit(place, spec, wants_instances=False)
+    shutil.rmtree(spec.instances_path)
+    create_instances(spec)
+    with pytest.raises(ConfigurationError, match=r"^the objects of .* would no longer fit its labels"):
+        require_objects_fit(place, spec, wants_instances=False)
+
+
+def test_objects_of_a_run_that_was_killed_at_any_file_are_ours(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in their place is nothing, or says whose it is: else the next run would have to leave it there."""
+    spec = run(volume)
+    replace, left = os.replace, 0
+
+    def die(*places: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError("killed")
+        replace(*places)
+
+    monkeypatch.setattr(os, "replace", die)
+    for n_files in range(100):
+        left = n_files
+        try:
+            create_instances(spec)
+        except OSError:
+            left = 10**6
+            objects = Path(spec.instances_path)
+            assert not objects.exists() or is_made_for(objects, spec.labels_name), n_files
+            create_instances(spec)
+        else:
+            break
+    assert 3 < n_files < 100
+
+
+def test_half_a_group_is_one_that_was_killed(volume: Path) -> None:
+    target = volume / "labels" / "cells"
+    create_journal(target, {}).close()
+    name = "zarr.json" if (volume / "zarr.json").exists() else ".zattrs"
+    (target / f"{name}.{'0' * 32}.partial").write_text("{")
+    assert is_stillborn(target)
+    assert run(volume).path == str(target)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such modes")
+def test_documents_that_are_replaced_can_be_written_by_whom_they_could(volume: Path) -> None:
+    zarr.create_group(volume / "labels", zarr_format=3 if (volume / "zarr.json").exists() else 2)
+    consolidate(volume)
+    documents = [file for file in volume.rglob("*") if file.name in ("zarr.json", ".zattrs", ".zmetadata")]
+    for file in documents:
+        file.chmod(0o664)
+    run(volume)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in documents} == {0o664}
 
 
 # What is asked for.

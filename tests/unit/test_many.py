@@ -14,6 +14,7 @@ from tests.contract.test_images import write_plate, write_series
 from tests.contract.volumes import chunk_files, write_image
 from tests.tiny import read_arrays, read_provenance, snapshot
 from unet_deploy.errors import (
+    ChannelError,
     InterruptedRunError,
     NoSpaceError,
     OutputPathError,
@@ -116,10 +117,24 @@ def test_many_failures_are_shortened_and_need_no_retry(tmp_path: Path, options: 
     for name in ("A/1", "A/2"):
         for field in range(7):
             shutil.rmtree(plate / name / str(field))
-    with pytest.raises(PartialResultError, match="14 of 14 images failed") as caught:
+    with pytest.raises(PartialResultError, match=r"^14 of 14 images failed\n") as caught:
         segment_images(plate, **options)
     assert (len(caught.value.details), caught.value.details[-1]) == (11, "and 4 more")
     assert caught.value.fix == "mend the cause, then give the same command again: what is finished stays as it is"
+
+
+def test_what_one_flag_mends_for_every_image_is_said_as_of_one(
+    plate: Path, fake_artifact: Callable[..., Artifact]
+) -> None:
+    def missing(channel: int) -> ChannelError:
+        return ChannelError("the model takes 1 channel(s)", f"image {channel}", fix="--channel 0")
+
+    alike = Scripted(fake_artifact(), *map(missing, range(4)))
+    with pytest.raises(ChannelError, match="the model takes 1 channel") as caught:
+        segment_images(plate, segmenter=alike)
+    assert (len(alike.calls), caught.value.details, caught.value.fix) == (4, ("image 0",), "--channel 0")
+    with pytest.raises(PartialResultError, match=r"^3 of 4 images failed; the others are done"):
+        segment_images(plate, segmenter=Scripted(fake_artifact(), None, *map(missing, range(3))))
 
 
 def test_a_finished_output_of_another_origin_is_not_taken(
@@ -259,6 +274,25 @@ def test_names_of_outputs_never_meet(tmp_path: Path) -> None:
     ]
     assert {path.parent for path in outputs} == {tmp_path}
     assert len({path.name.casefold() for path in outputs}) == len(entries)
+
+
+def test_an_image_has_one_output_whichever_are_asked_for(tmp_path: Path, options: dict[str, Any]) -> None:
+    store = tmp_path / "s.zarr"
+    for name in ("a/b", "a_b"):
+        write_image(store / name, np.zeros((40, 50), np.uint8), axes="yx", version="0.5")
+    alone = segment_images(store, images=["a_b"], **options)
+    both = segment_images(store, **options)
+    assert outcomes(both) == {"a/b": "done", "a_b": "found"}
+    assert alone.results[0].output == both.results[1].output == tmp_path / "s_a_b_segmentation_2.ome.zarr"
+
+
+def test_an_image_of_a_long_name_has_one_of_its_own(tmp_path: Path) -> None:
+    names = [f"{'ä' * 200}{end}" for end in "12"]
+    entries = [ImageEntry(name=name, path="", kind="multiscale") for name in names]
+    first, second = (path.name for path in choose_outputs(tmp_path / "s.zarr", entries, None))
+    assert first != second
+    assert first.startswith("s_ääää")
+    assert max(len(name.encode()) for name in (first, second)) < 130
 
 
 def test_the_folder_of_the_outputs_is_no_store(plate: Path, tmp_path: Path, options: dict[str, Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,26 @@ import zarr
 
 from tests.conftest import ArtifactFactory
 from tests.tiny import make_pixels, snapshot, write_image
-from unet_deploy.errors import ConfigurationError, InterruptedRunError, OutputExistsError, UsageError
+from unet_deploy.errors import (
+    ConfigurationError,
+    InterruptedRunError,
+    NoSpaceError,
+    OutputExistsError,
+    OutputPathError,
+    UsageError,
+)
 from unet_deploy.runtime import Progress, parse_region, segment
 from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.disk_space import check_space
 from unet_deploy.runtime.engines.fake import FakeEngine
+from unet_deploy.runtime.instances import check_objects_table
+from unet_deploy.runtime.journal import read_journal
 from unet_deploy.runtime.output_paths import read_provenance
+from unet_deploy.runtime.place import Place, share_to_make
+from unet_deploy.runtime.preparation import prepare
+from unet_deploy.runtime.resume import Begun
+from unet_deploy.runtime.scheduling import connect
+from unet_deploy.runtime.segmenter import Segmenter
 
 Run = Callable[..., Any]
 PLANE = 70 * 90
@@ -82,6 +99,21 @@ def test_a_region_has_the_numbers_of_the_whole_and_the_rest_follows(run: Run) ->
         np.testing.assert_array_equal(value, expected[name])
 
 
+def test_a_first_look_needs_the_disk_for_that_part_alone(tmp_path: Path, fake_artifact: ArtifactFactory) -> None:
+    """The whole result would be larger than any disk; a plane of it is not. The rest is checked when it is asked."""
+    volume = tmp_path / "huge.zarr"
+    zarr.create_array(volume, shape=(10**12, 70, 90), chunks=(1, 70, 90), dtype="uint8")
+    ready, output = prepare(volume, model=fake_artifact()), tmp_path / "out.zarr"
+    spec = ready.output_spec(output, ("labels",))
+    new = Place(target=output, begun=None, may_replace=False, again=False)
+    assert share_to_make(ready.plan, new, None) == 1
+    with pytest.raises(NoSpaceError, match=r"^the result may take"):
+        check_space(spec, share=share_to_make(ready.plan, new, None))
+    check_space(spec, share=share_to_make(ready.plan, new, parse_region("z=5")))
+    begun = replace(new, begun=Begun(provenance={"status": "region"}, n_blocks=10**12 - 1))
+    check_space(spec, share=share_to_make(ready.plan, begun, None))  # all but one plane are there
+
+
 def test_a_region_outside_is_refused_before_anything_is_written(run: Run, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     with pytest.raises(UsageError, match=r"z"):
@@ -115,6 +147,10 @@ def test_a_part_made_again_and_broken_off_is_gone_on_with(run: Run) -> None:
     with pytest.raises(InterruptedRunError, match=r"^stopped with \d of 8 blocks done"):
         run("out", **part, should_stop=lambda: bool(told), progress=told.append)
     assert status_of(first.output) == "running"
+    journal, image = read_journal(first.output), zarr.open_array(first.output / "unet_deploy_run")
+    assert journal is not None
+    assert np.asarray(image).tobytes() == journal.status_values(12)
+    assert not np.asarray(image).all()
     rest = run("out")
     assert rest.status == "complete"
     assert 0 < rest.pixels < 8 * PLANE  # what was made again in time is not made a third time
@@ -208,3 +244,68 @@ def test_a_paused_run_goes_on(run: Run) -> None:
 def test_a_run_that_is_paused_can_be_stopped(run: Run) -> None:
     with pytest.raises(InterruptedRunError, match=r"^stopped with 0 of 12 blocks done"):
         run("out", should_pause=lambda: True, should_stop=lambda: True)
+
+
+OBJECTS = {"write": ("labels", "instances")}
+
+
+def test_the_table_of_objects_replaces_nothing_unasked(run: Run, tmp_path: Path) -> None:
+    """Nobody names it, so what lies at its place may be anything."""
+    table = tmp_path / "out_objects.csv"
+    table.write_text("id,class,pixels\n1,mine,7\n")
+    before = snapshot(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(
+            OutputPathError, match=r"^the table of objects would go to .*out_objects.csv, where somethi"
+        ) as caught:
+            run("out", **OBJECTS, overwrite=overwrite)
+        assert "it is no table of objects written by unet-deploy, so it is never replaced" in str(caught.value)
+        assert snapshot(tmp_path) == before
+    table.unlink()
+    assert run("out", **OBJECTS).instances.table == table
+    assert not run("other").output.with_name("other_objects.csv").exists()
+    table.replace(tmp_path / "new_objects.csv")
+    with pytest.raises(
+        OutputExistsError, match=r"^the table of objects .*new_objects.csv exists\n  nothing was written"
+    ):
+        run("new", **OBJECTS)
+    assert not (tmp_path / "new.zarr").exists()
+    assert run("new", **OBJECTS, overwrite=True).status == "complete"
+    assert run("new", **OBJECTS, overwrite=True, region=parse_region("z=1:2")).status == "complete"
+
+
+def test_a_place_for_the_table_of_objects_where_nobody_may_write_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(
+        OutputPathError, match=r"^the table of objects .*objects.csv cannot be written\n  you may not write in"
+    ):
+        check_objects_table(tmp_path / "nowhere" / "a_objects.csv", overwrite=True)
+
+
+def test_a_table_that_outlives_its_objects_is_told_of(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("out", **OBJECTS)
+    run("out", overwrite=True)
+    assert f"{tmp_path / 'out_objects.csv'} lists objects of an earlier segmentation; no objects are" in caplog.text
+
+
+@pytest.mark.parametrize("stage", ["segment", "pyramid", "instances"])
+def test_a_run_that_ends_in_an_error_leaves_no_task_behind(
+    stage: str, tmp_path: Path, fake_artifact: ArtifactFactory, fake_factory: Callable[[Artifact], FakeEngine]
+) -> None:
+    """Whoever keeps the error keeps the frames in which it came; a client of many runs does not go on with this one."""
+    volume = write_image(tmp_path / "wide.zarr", make_pixels((2, 70, 900)))
+
+    def fail(progress: Progress) -> None:
+        if progress.stage == stage:
+            raise KeyboardInterrupt
+
+    small: dict[str, Any] = {"engine_factory": fake_factory, "max_memory_bytes": 256 * 2**20}
+    with connect() as client, Segmenter(fake_artifact(), scheduler=client, **small) as segmenter:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            segmenter.segment(volume, output=tmp_path / "out.zarr", progress=fail, **OBJECTS)
+        assert caught.tb is not None
+        deadline = time.monotonic() + 30
+        while client.futures and time.monotonic() < deadline:  # the client lets go of them in a thread of its own
+            time.sleep(0.05)
+        assert not client.futures

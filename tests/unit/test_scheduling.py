@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster, Status, get_worker
 
-from unet_deploy.errors import SchedulerError
+from unet_deploy.errors import ReadError, SchedulerError, UsageError
 from unet_deploy.runtime._workers import AwakeClock, _forget_submissions
 from unet_deploy.runtime.scheduling import Patience, _give_up, connect, run_tasks
 
@@ -63,6 +63,18 @@ def cluster() -> Iterator[LocalCluster]:
 def test_every_number_comes_once(client: Any) -> None:
     found = list(run_tasks(client, echo, ("shared",), 60))
     assert sorted(found) == [("shared", i) for i in range(60)]
+
+
+def refuse(_: str, i: int) -> int:
+    raise ReadError(f"part {i} cannot be read", fix="mend it")
+
+
+def test_an_error_for_the_user_comes_as_it_is_and_dask_prints_nothing(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ReadError, match=r"^part 3 cannot be read\n  fix: mend it$"):
+        list(run_tasks(client, refuse, ("shared",), [3]))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_nothing_to_do(client: Any) -> None:
@@ -399,7 +411,9 @@ def refused(scheduler: Any = None, scheduler_file: Path | None = None) -> Schedu
 
 
 def test_a_scheduler_and_a_file_are_one_too_many(tmp_path: Path) -> None:
-    error = refused("tcp://127.0.0.1:8786", tmp_path / "s.json")
+    with pytest.raises(UsageError) as caught, connect("tcp://127.0.0.1:8786", tmp_path / "s.json"):
+        raise AssertionError("unreachable")
+    error = caught.value
     assert error.headline == "a scheduler and a scheduler file were given, where one was expected"
     assert error.details == (f"the scheduler tcp://127.0.0.1:8786 and the file {tmp_path / 's.json'}",)
     assert error.fix == "leave --scheduler or --scheduler-file out"

@@ -22,6 +22,7 @@ from unet_deploy.cli._report import (
 from unet_deploy.cli._summary import result_to_object
 
 if TYPE_CHECKING:
+    from unet_deploy.errors import UnetDeployError
     from unet_deploy.runtime.engines import EngineDescription
     from unet_deploy.runtime.execute import Progress
     from unet_deploy.runtime.images import ImageEntry
@@ -189,15 +190,18 @@ def plan_each(volume: Path, *, time_tile: TimeTile | None, as_json: bool, **opti
         If images cannot be segmented; the others were shown.
     UsageError, ModelError
         As `prepare`, where it is so for the first image.
+    InputDataError
+        That of the first image, where each has one that the same flag would mend.
     """
     from unet_deploy.errors import InputDataError, PartialResultError, UsageError
     from unet_deploy.runtime._image_outputs import choose_outputs
-    from unet_deploy.runtime.many import listed_images
+    from unet_deploy.runtime.many import listed_images, shared_error
     from unet_deploy.runtime.preparation import prepare
 
     entries = listed_images(volume)
     facts: list[dict[str, Any]] = []
     problems: list[str] = []
+    errors: list[UnetDeployError] = []
     seconds_per_tile = None
     for entry, output in zip(entries, choose_outputs(volume, entries, None), strict=True):
         try:
@@ -205,11 +209,14 @@ def plan_each(volume: Path, *, time_tile: TimeTile | None, as_json: bool, **opti
         except (InputDataError, UsageError) as error:
             if isinstance(error, UsageError) and not facts:
                 raise
+            errors.append(error)
             problems.append(f"{entry.name}: [{error.code}] {error.headline}")
             continue
         if time_tile is not None and seconds_per_tile is None:
             seconds_per_tile, _ = time_tile(ready)
         facts.append(_facts_of(entry, ready, output))
+    if not facts and (alike := shared_error(errors)) is not None:
+        raise alike
     _show_plans(volume, facts, problems, seconds_per_tile, as_json=as_json)
     if problems:
         raise PartialResultError(

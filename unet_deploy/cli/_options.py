@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 MODEL_VARIABLE = "UNET_DEPLOY_MODEL"
 LOCAL_MODEL = Path("model.onnx")
+FOLLOW_TIMEOUT_S = 600
 
-VolumeArgument = Annotated[Path, typer.Argument(metavar="VOLUME", help="OME-Zarr image or Zarr array.")]
+VolumeArgument = Annotated[
+    Path, typer.Argument(metavar="VOLUME", help="OME-Zarr, plate, Zarr array or TIFF file; a path or an address.")
+]
 ModelOption = Annotated[
     Path | None,
     typer.Option(
@@ -169,15 +172,16 @@ def parse_region(region: str | None, plane: int | None) -> Region | None:
     from unet_deploy.runtime.region import parse_region as parse
 
     if region is not None and plane is not None:
+        rest = [part for part in region.split(",") if not part.strip().startswith("z")]
         raise UsageError(
             f"--region {region} and --plane {plane} came together",
-            fix=f"say it in one: --region {region},z={plane}:{plane + 1}",
+            fix=f"say it in one: --region {','.join([f'z={plane}', *rest])}",
         )
     text = f"z={plane}:{plane + 1}" if plane is not None else region
     return None if text is None else parse(text)
 
 
-def parse_following(is_asked: bool, *, timeout_s: float, until_complete: bool, grows: bool) -> Following | None:
+def parse_following(is_asked: bool, *, timeout_s: float | None, until_complete: bool, grows: bool) -> Following | None:
     """Return how a volume is followed, None where it is not.
 
     Raises
@@ -188,7 +192,11 @@ def parse_following(is_asked: bool, *, timeout_s: float, until_complete: bool, g
     from unet_deploy.runtime.follow import Following
 
     if not is_asked:
-        came = [flag for flag, given in (("--until-complete", until_complete), ("--grows", grows)) if given]
+        came = [
+            *([f"--follow-timeout {timeout_s:g}"] if timeout_s is not None else []),
+            *(["--until-complete"] if until_complete else []),
+            *(["--grows"] if grows else []),
+        ]
         if came:
             raise UsageError(
                 f"{' and '.join(came)} came without --follow",
@@ -196,7 +204,39 @@ def parse_following(is_asked: bool, *, timeout_s: float, until_complete: bool, g
                 fix=f"--follow {' '.join(came)}",
             )
         return None
+    if until_complete and timeout_s is not None:
+        raise UsageError(
+            f"--follow-timeout {timeout_s:g} and --until-complete came together",
+            "the one stops when nothing comes, the other never",
+            fix="leave one of them out",
+        )
+    if timeout_s is None:
+        timeout_s = FOLLOW_TIMEOUT_S
     return Following(timeout_s=None if until_complete else timeout_s, grows=grows)
+
+
+def require_objects_wanted(write: Sequence[str] | None, settings: Mapping[str, bool]) -> None:
+    """Refuse settings of objects where no objects are numbered.
+
+    Parameters
+    ----------
+    write
+        What is to be written.
+    settings
+        By flag, whether it was given.
+
+    Raises
+    ------
+    UsageError
+        If any was, in vain.
+    """
+    came = [flag for flag, given in settings.items() if given]
+    if came and "instances" not in (write or ()):
+        raise UsageError(
+            f"{' and '.join(came)} came without --write instances",
+            "no objects are numbered, so nothing would come of it",
+            fix="--write labels --write instances",
+        )
 
 
 def parse_input_range(text: str | None) -> tuple[float, float] | None:

@@ -25,6 +25,7 @@ def result_to_object(result: SegmentationResult) -> dict[str, Any]:
         "blocks_found": result.blocks_found,
         "blocks_left": result.blocks_left,
         "empty_blocks": result.n_empty,
+        "failed_blocks": [{"block": record.index, "reason": record.reason} for record in result.failed],
         "level_choice": result.level_choice,
         "differs_from_training": [finding.text for finding in result.findings],
         "instances": None if result.instances is None else result.instances.count,

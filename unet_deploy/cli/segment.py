@@ -37,7 +37,8 @@ def segment(
         typer.Option(
             "--write",
             metavar="KIND",
-            help="labels, probabilities or instances (numbered objects); repeat. Default: labels and probabilities.",
+            help="labels, probabilities or instances (objects of the labels, numbered); repeat. "
+            "Default: labels and probabilities; with --into-labels, labels.",
         ),
     ] = None,
     image: flags.ImageOption = None,
@@ -50,9 +51,13 @@ def segment(
         bool, typer.Option("--follow", help="The volume is still being written: do each block when its chunks arrive.")
     ] = False,
     follow_timeout: Annotated[
-        float,
-        typer.Option("--follow-timeout", metavar="SECONDS", help="Stop following when nothing new came for so long."),
-    ] = 600,
+        float | None,
+        typer.Option(
+            "--follow-timeout",
+            metavar="SECONDS",
+            help=f"Stop following when nothing new came for so long. Default: {flags.FOLLOW_TIMEOUT_S}.",
+        ),
+    ] = None,
     until_complete: Annotated[
         bool, typer.Option("--until-complete", help="Follow until every chunk is there, however long that takes.")
     ] = False,
@@ -83,7 +88,11 @@ def segment(
     ] = 0,
     table: Annotated[
         Path | None,
-        typer.Option("--table", metavar="FILE", help="Write a row for each block to a .csv or .parquet file."),
+        typer.Option(
+            "--table",
+            metavar="FILE",
+            help="Write a row for each block to a .csv or .parquet file; of a plate, a file for each image.",
+        ),
     ] = None,
     device: flags.DeviceOption = "auto",
     engine: flags.EngineOption = None,
@@ -121,11 +130,21 @@ def segment(
     stopped or killed goes on with the same command. Of a plate, a series or a TIFF file of several images each is
     segmented, or one with --image; --output is then a folder for the results.
     """
+    from unet_deploy.errors import PartialResultError
     from unet_deploy.runtime import pipeline
     from unet_deploy.runtime.holding import MIN_FREE_BYTES
     from unet_deploy.runtime.machine import lower_priority
 
     free = flags.parse_size(min_free_disk, flag="--min-free-disk")
+    flags.require_objects_wanted(
+        write,
+        {
+            "--objects": bool(objects),
+            "--object-dimensions": object_dimensions != 2,
+            "--object-neighbours": object_neighbours != "face",
+            "--min-object-size": min_object_size > 0,
+        },
+    )
     options: dict[str, Any] = {
         "into_labels": into_labels,
         "overwrite": overwrite,
@@ -166,8 +185,13 @@ def segment(
         if not follow and holds_several(volume, image):
             segment_each(volume, output_folder=output, as_json=as_json, **options)
             return
-        with show_progress() as progress:
-            result = pipeline.segment(volume, image=image, output=output, progress=progress, **options)
+        try:
+            with show_progress() as progress:
+                result = pipeline.segment(volume, image=image, output=output, progress=progress, **options)
+        except PartialResultError as error:
+            if as_json:
+                show_json(result_to_object(error.result))
+            raise
     if as_json:
         show_json(result_to_object(result))
     else:
