@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import zarr
 
+from tests import volume_writer
 from tests.tiny import make_pixels, read_arrays, read_provenance, snapshot
+from tests.volume_writer import acquire, append, put, set_length
 from unet_deploy.errors import InterruptedRunError, JournalError, ReadError, UsageError
 from unet_deploy.runtime import Progress, segment
 from unet_deploy.runtime.follow import Following
@@ -47,74 +49,21 @@ def write_volume(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], **
     return path
 
 
-def chunk_files(volume: Path) -> list[Path]:
-    """Return the chunks' paths within a volume."""
-    return sorted(path.relative_to(volume) for path in (volume / "c").rglob("*") if path.is_file())
-
-
-def put(source: Path, target: Path, *, pause_s: float | None = None) -> None:
-    """Write a chunk's file in place, as a careless writer does; in two halves, with a pause between them."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    data = source.read_bytes()
-    with target.open("wb") as stream:
-        if pause_s is not None:
-            stream.write(data[: len(data) // 2])
-            stream.flush()
-            time.sleep(pause_s)
-            data = data[len(data) // 2 :]
-        stream.write(data)
-
-
-def acquire(finished: Path, volume: Path, seed: int, seconds: float, halves_s: float) -> None:
-    """Write a volume's chunks in random order, some of them in two halves: what the other process does."""
-    files = chunk_files(finished)
-    chance = random.Random(seed)
-    chance.shuffle(files)
-    for n, file in enumerate(files):
-        put(finished / file, volume / file, pause_s=halves_s if n % 20 == 4 else None)
-        time.sleep(chance.uniform(0, 2 * seconds / len(files)))
-
-
-def append(finished: Path, volume: Path, seconds: float) -> None:
-    """Write a volume along its first axis, as acquisition software does: the chunks, then the longer shape."""
-    document = json.loads((finished / "zarr.json").read_text())
-    depth = document["chunk_grid"]["configuration"]["chunk_shape"][0]
-    length = document["shape"][0]
-    for layer in range(-(-length // depth)):
-        for file in chunk_files(finished):
-            if file.parts[1] == str(layer):
-                put(finished / file, volume / file)
-        set_length(volume, document, min((layer + 1) * depth, length))
-        time.sleep(seconds * depth / length)
-
-
-def write_when_told(is_ready: Any, may_start: Any, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    is_ready.set()
-    assert may_start.wait(60)
-    target(*arguments)
-
-
-def set_length(volume: Path, document: dict[str, Any], length: int) -> None:
-    shape = [length, *document["shape"][1:]]
-    scratch = volume / "zarr.json.new"
-    scratch.write_text(json.dumps({**document, "shape": shape}))
-    scratch.replace(volume / "zarr.json")
-
-
 @contextmanager
 def writing(target: Callable[..., None], *arguments: Any) -> Iterator[None]:
     """Let another process write meanwhile; it is ready when this begins, and starts with it."""
-    context = multiprocessing.get_context("spawn")
-    is_ready, may_start = context.Event(), context.Event()
-    process = context.Process(target=write_when_told, args=(is_ready, may_start, target, arguments))
-    process.start()
-    try:
-        assert is_ready.wait(60)
-        may_start.set()
-        yield
-    finally:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    told = json.dumps([str(value) if isinstance(value, Path) else value for value in arguments])
+    command = [sys.executable, volume_writer.__file__, target.__name__, told]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        try:
+            yield
+        finally:
+            assert process.wait(timeout=60) == 0
 
 
 def begin(finished: Path, volume: Path, *, length: int | None = None) -> Path:
