@@ -70,7 +70,7 @@ def test_segment_measures_says_and_stores_them(cli: Cli, model: Path, tmp_path: 
         f"{low:g}:{high:g} are the percentiles 1 and 99.8 of the volume "
         f"(--input-range {low}:{high} gives another volume the same scale)"
     )
-    assert ", statistics " in shown["time"]
+    assert ", grey values " in shown["time"]
     assert read_provenance(tmp_path / "v_segmentation.ome.zarr")["statistics"]["ranges"] == [[low, high]]
     given = cli("segment", "v.zarr", "-m", model, "--input-range", f"{low}:{high}", "-o", "given.zarr", "--json")
     assert json.loads(given.out)["statistics"] is None

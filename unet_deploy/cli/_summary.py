@@ -46,7 +46,8 @@ def show_result(result: SegmentationResult) -> None:
     plan, seconds = result.plan, result.seconds
     peak = peak_memory_bytes()
     extents, statistics, found = plan.extents, result.statistics, result.blocks_found
-    measuring = f"grey values {seconds['statistics']:.1f}, " if seconds["statistics"] >= 0.05 else ""
+    is_told = statistics is not None or seconds["statistics"] >= 0.05
+    measuring = f"grey values {seconds['statistics']:.1f}, " if is_told else ""
     objects = "" if result.instances is None else f", objects {seconds['instances']:.1f}"
     rows = [
         ("output", str(result.output)),
