@@ -6,12 +6,13 @@ import json
 import os
 import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+
+from unet_deploy.runtime.survey import installed_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 ISBI_TEST = ROOT.parent / "shared" / "data" / "isbi2012" / "test"
@@ -45,13 +46,13 @@ def read_slices() -> list[Any]:
 
 def describe_machine() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    names = ("unet-deploy", "onnxruntime", "zarr", "dask", "numpy")
+    names = ("unet-deploy", "onnxruntime", "openvino", "zarr", "dask", "numpy")
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in names},
+        "versions": installed_versions(names),
     }
 
 

@@ -31,6 +31,8 @@ from unet_deploy.exporters.tensorrt import PlanProduct, find_device, make_int8_g
 from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.engine_plan import PlanManifest, write_engine_plan
 from unet_deploy.runtime.engines.base import EngineDescription
+from unet_deploy.runtime.engines.onnxruntime_session import import_onnxruntime
+from unet_deploy.runtime.engines.openvino import import_openvino
 from unet_deploy.runtime.engines.tensorrt_build import require_flags
 from unet_deploy.training.checkpoint import load_checkpoint
 from unet_deploy.training.network import UNet
@@ -159,6 +161,9 @@ def export_targets(
         require_place(target, path, source=Path(checkpoint), overwrite=overwrite)
         if target in FLAVOURS:  # before minutes of work, not after
             require_flags(FLAVOURS[target], options.flags)
+        if target == "openvino":
+            import_openvino()
+    import_onnxruntime(package="onnxruntime", extra="cpu", purpose="proving what is exported")
     progress("loading the checkpoint")
     model, card = load_checkpoint(Path(checkpoint))
     for target, precision in wanted:

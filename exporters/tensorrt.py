@@ -31,12 +31,13 @@ from unet_deploy.exporters.products import (
 )
 from unet_deploy.exporters.targets import PlanOptions
 from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.engine_costs import DEFAULT_BUDGET_BYTES
 from unet_deploy.runtime.engine_plan import EnginePlan, Flavour, PlanManifest, Profile
 from unet_deploy.runtime.engines import CheckedEngine, open_engine
 from unet_deploy.runtime.engines.base import Engine, EngineOptions
 from unet_deploy.runtime.engines.device_facts import DeviceFacts
 from unet_deploy.runtime.engines.tensorrt_build import build_plan, complete_flags
-from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, largest_core, plan_segmentation
+from unet_deploy.runtime.plan import Extents, largest_core, plan_segmentation
 
 PlanEngine = Callable[[Artifact, EnginePlan], Engine]
 """What makes an engine that runs a plan; tests hand in their own."""
@@ -62,7 +63,7 @@ def default_profile(card: ModelCard, *, batch: int = 1) -> Profile:
     side = 2**15  # any volume that is larger than a tile
     extents = Extents(t=1, z=1, y=side, x=side)
     plan = plan_segmentation(card.network, extents, source_chunk=(1, 1024, 1024), batch=batch)
-    largest = geometry.tile_side(largest_core(card.network, batch=batch, memory_bytes=DEFAULT_MEMORY_BYTES))
+    largest = geometry.tile_side(largest_core(card.network, batch=batch, memory_bytes=DEFAULT_BUDGET_BYTES))
     largest = max(largest, plan.tile_y, plan.tile_x, geometry.tile_side(geometry.round_up(CORE)))
     smallest = geometry.smallest_tile
     return Profile(

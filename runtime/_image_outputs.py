@@ -62,10 +62,10 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def table_beside(table: Path, output: Path) -> Path:
-    """Return a table's path with the image's name in it."""
+def file_beside(file: Path, output: Path) -> Path:
+    """Return the path of a table or profile with the image's name in it."""
     stem = output.name.removesuffix(".ome.zarr").removesuffix("_segmentation")
-    return table.with_name(f"{table.stem}_{stem}{table.suffix}")
+    return file.with_name(f"{file.stem}_{stem}{file.suffix}")
 
 
 def require_same_origin(

@@ -19,11 +19,12 @@ import zarr
 
 from unet_deploy.errors import OutputPathError
 from unet_deploy.runtime._box_grid import Box, BoxGrid
+from unet_deploy.runtime.chunk_writer import ChunkWriter
 from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.journal import FOLDER, remove
 from unet_deploy.runtime.label_group import drop_objects, is_made_for, list_label
 from unet_deploy.runtime.layout import INSTANCES_NAME, PROVENANCE_KEY, OutputSpec, multiscales_of
-from unet_deploy.runtime.output import create_array
+from unet_deploy.runtime.output import create_array, read_box, write_box
 from unet_deploy.runtime.pyramid import reduce_mode
 
 InstanceIds = npt.NDArray[np.uint32]
@@ -69,7 +70,8 @@ def downsample_ids(spec: OutputSpec, level: int, index: int) -> None:
     y, x = region.y, region.x
     rows, columns = slice(2 * y.start, min(2 * y.stop, above.y)), slice(2 * x.start, min(2 * x.stop, above.x))
     place = spec.to_layout("labels", {"t": slice(region.t, region.t + 1), "z": region.z.slice, "y": rows, "x": columns})
-    read = np.asarray(_open(spec, level - 1)[place], np.uint32).reshape(region.z.size, rows.stop - rows.start, -1)
+    found = read_box(spec.instances_path, str(level - 1), place)
+    read = np.asarray(found, np.uint32).reshape(region.z.size, rows.stop - rows.start, -1)
     _write_levels(spec, reduce_mode(read), level=level, count=1 + spec.levels_within(level, spec.region), block=region)
 
 
@@ -108,19 +110,22 @@ def finish_instances(spec: OutputSpec, *, provenance: Mapping[str, Any], source:
 
 
 def _write_levels(spec: OutputSpec, ids: InstanceIds, *, level: int, count: int, block: Box) -> None:
-    for deeper in range(count):
-        if deeper:
-            ids = reduce_mode(ids)
-        e = spec.level_extents(level + deeper)
-        rows, columns = (
-            slice(side.start >> deeper, min(-(-side.stop >> deeper), extent))
-            for side, extent in ((block.y, e.y), (block.x, e.x))
-        )
-        place = {"t": slice(block.t, block.t + 1), "z": block.z.slice, "y": rows, "x": columns}
-        absent = tuple(i for i, axis in enumerate("tzyx") if axis not in spec.axes)
-        with full_disk_named(f"while writing {INSTANCES_NAME} at {spec.path}"):
-            _open(spec, level + deeper)[spec.to_layout("labels", place)] = ids[None].squeeze(absent)
-
-
-def _open(spec: OutputSpec, level: int) -> zarr.Array[Any]:
-    return zarr.open_array(spec.instances_path, path=str(level), mode="r+")
+    absent = tuple(i for i, axis in enumerate("tzyx") if axis not in spec.axes)
+    with ChunkWriter() as writer:
+        for deeper in range(count):
+            if deeper:
+                ids = reduce_mode(ids)
+            e = spec.level_extents(level + deeper)
+            rows, columns = (
+                slice(side.start >> deeper, min(-(-side.stop >> deeper), extent))
+                for side, extent in ((block.y, e.y), (block.x, e.x))
+            )
+            place = {"t": slice(block.t, block.t + 1), "z": block.z.slice, "y": rows, "x": columns}
+            write_box(
+                writer,
+                spec.instances_path,
+                str(level + deeper),
+                spec.to_layout("labels", place),
+                ids[None].squeeze(absent),
+                where=f"while writing {INSTANCES_NAME} at {spec.path}",
+            )

@@ -169,7 +169,7 @@ def read_artifact(data: bytes, *, source: str) -> Artifact:
         )
     card = parse_card(text, source=source)
     _require_plain(model, card, source)
-    _require_fit(model, card, source)
+    _require_fit(model, card, source, data)
     return Artifact(
         data=data,
         card=card,
@@ -266,7 +266,7 @@ def _tensor_problem(tensor: Any, item_bytes: dict[str, int]) -> str | None:
     return None
 
 
-def _require_fit(model: Any, card: ModelCard, source: str) -> None:
+def _require_fit(model: Any, card: ModelCard, source: str, data: bytes) -> None:
     problems: list[str] = []
     if card.test_tensor is None or card.graph_sha256 is None:
         problems.append("graph_sha256 and test_tensor were expected, but the card is one of a checkpoint")
@@ -286,7 +286,7 @@ def _require_fit(model: Any, card: ModelCard, source: str) -> None:
             problems.append(f"{kind}: float32 was expected")
     problems += _adopted_problems(card) if isinstance(card.network, AdoptedNetwork) else _weight_problems(model, card)
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(data)  # `model` would be written out again for it
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: its own message was no UTF-8
         problems.append(f"the graph is not valid ONNX: {str(error).splitlines()[0]}")
     if problems:

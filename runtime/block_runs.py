@@ -26,8 +26,10 @@ from unet_deploy.runtime.execute import (
 from unet_deploy.runtime.journal import Journal
 from unet_deploy.runtime.layout import OutputSpec
 from unet_deploy.runtime.output import downsample_region, list_regions
+from unet_deploy.runtime.profile import Timeline
 from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.scheduling import run_tasks
+from unet_deploy.runtime.timeline import Recorded, recording, span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,7 @@ def run_blocks(
     hold: Callable[[Iterator[int | None]], Iterator[int | None]] = iter,
     should_stop: Callable[[], bool] = lambda: False,
     progress: ProgressCallback | None,
+    timeline: Timeline | None = None,
 ) -> RunTotals:
     """Run blocks through a ``distributed.Client``, and write each into the journal.
 
@@ -90,6 +93,8 @@ def run_blocks(
         Asked before each block; once it says so, the blocks in flight are finished and no other begun.
     progress
         Called after every block.
+    timeline
+        Takes what the job's tasks recorded.
 
     Returns
     -------
@@ -116,7 +121,10 @@ def run_blocks(
     reports = run_tasks(client, run_block, (job,), hold(due()), should_stop=should_stop, on_killed=killed)
     with closing(reports):  # also where the frames of an error are kept
         for report in reports:
-            journal.add(report.record)
+            with span("journal"):
+                journal.add(report.record)
+            if timeline is not None:
+                timeline.take(report.recorded)
             totals += RunTotals(
                 blocks=1,
                 pixels=report.pixels,
@@ -144,7 +152,12 @@ def run_blocks(
 
 
 def run_pyramid(
-    spec: OutputSpec, client: Any, *, part: Region | None = None, progress: ProgressCallback | None
+    spec: OutputSpec,
+    client: Any,
+    *,
+    part: Region | None = None,
+    progress: ProgressCallback | None,
+    timeline: Timeline | None = None,
 ) -> None:
     """Make the pyramid's levels that the blocks could not, from the finest that they made; or what a part changes."""
     start = time.perf_counter()
@@ -152,9 +165,20 @@ def run_pyramid(
     total = sum(map(len, pieces.values()))
     done = 0
     for level, numbers in pieces.items():
-        with closing(run_tasks(client, downsample_region, (spec, level), numbers)) as pieces_made:
-            for _ in pieces_made:
+        function = downsample_region if timeline is None else _downsample_recorded
+        with closing(run_tasks(client, function, (spec, level), numbers)) as pieces_made:
+            for recorded in pieces_made:
                 done += 1
+                if timeline is not None:
+                    timeline.take(recorded)
                 if progress is not None:
                     seconds = time.perf_counter() - start
                     progress(Progress(stage="pyramid", done=done, total=total, failed=0, pixels=0, seconds=seconds))
+
+
+def _downsample_recorded(spec: OutputSpec, level: int, index: int) -> Recorded:
+    """Make one piece of a pyramid level; return what the thread did when."""
+    with recording() as log:
+        with span("pyramid"):
+            downsample_region(spec, level, index)
+        return log.take()

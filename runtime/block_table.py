@@ -15,12 +15,10 @@ from itertools import islice, product
 from pathlib import Path
 from typing import IO, Any
 
-from unet_deploy.errors import MissingDependencyError, NoSpaceError, OutputExistsError, OutputPathError, UsageError
+from unet_deploy.errors import MissingDependencyError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime._atomic_file import AtomicFile
-from unet_deploy.runtime.disk_space import full_disk_named
+from unet_deploy.runtime._side_file import SideFile
 from unet_deploy.runtime.journal import BlockRecord, Journal
-from unet_deploy.runtime.output_paths import find_store
 from unet_deploy.runtime.plan import SegmentationPlan
 
 SUFFIXES = (".csv", ".parquet")
@@ -55,35 +53,7 @@ def check_table_path(path: Path, *, overwrite: bool, goes_on: bool = False) -> N
     MissingDependencyError
         If a Parquet file is wanted and pyarrow is not installed.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(
-            f"the table {path} ends in {path.suffix or 'nothing'!r}, {' or '.join(SUFFIXES)} was expected",
-            "the suffix says how the table is written",
-            fix=f"name it {path.stem}.csv",
-        )
-    if not path.parent.is_dir():
-        raise OutputPathError(
-            f"the folder of the table {path} does not exist",
-            f"{path.parent} was expected to be a folder",
-            fix="create it, or choose another place",
-        )
-    store = find_store(path)
-    if store is not None:
-        raise OutputPathError(
-            f"the table {path} lies inside the Zarr store {store}",
-            "a store holds what Zarr put there",
-            fix=f"write it to {store.parent / path.name}",
-        )
-    if path.exists() and not path.is_file():
-        raise OutputPathError(f"the table {path} is no file", "it would be replaced", fix="choose another name")
-    if path.exists() and not overwrite and not (goes_on and _is_block_table(path)):
-        raise OutputExistsError(
-            f"the table {path} exists",
-            "nothing was written",
-            fix="choose another name, or remove it yourself: it is no table of blocks"
-            if goes_on
-            else "choose another name, or replace it with --overwrite",
-        )
+    _file().check(path, overwrite=overwrite, goes_on=goes_on)
     if path.suffix.lower() == ".parquet":
         _import_pyarrow()
 
@@ -119,20 +89,21 @@ def write_block_table(path: Path, journal: Journal, plan: SegmentationPlan, *, c
     """
     columns = _columns(class_names)
     rows = _rows(journal, plan, len(class_names))
-    try:
-        with full_disk_named(f"while writing the table {path}"), AtomicFile(path) as file:
-            if path.suffix.lower() == ".parquet":
-                _write_parquet(file, columns, rows)
-            else:
-                _write_csv(file, columns, rows)
-    except NoSpaceError:
-        raise
-    except OSError as error:
-        raise OutputPathError(
-            f"the table {path} cannot be written: {error.strerror or error}",
-            f"{type(error).__name__} at {error.filename or path}",
-            fix="choose a place where you may write",
-        ) from error
+    with _file().open(path) as file:
+        if path.suffix.lower() == ".parquet":
+            _write_parquet(file, columns, rows)
+        else:
+            _write_csv(file, columns, rows)
+
+
+def _file() -> SideFile:
+    return SideFile(
+        word="table",
+        full_name="table of blocks",
+        suffixes=SUFFIXES,
+        suffix_says="how the table is written",
+        is_ours=_is_block_table,
+    )
 
 
 def _is_block_table(path: Path) -> bool:

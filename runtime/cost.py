@@ -13,7 +13,7 @@ from unet_deploy.card import AdoptedNetwork, AnyNetwork
 from unet_deploy.geometry import Geometry, UnetGeometry
 
 FEATURE_MAPS_HELD = 9
-"""Feature maps of the top level alive at once in onnxruntime's CPU arena: 4.8 to 8.7 measured (width 16 and 64)."""
+"""Feature maps of the top level alive at once, where the engine is not known; see `runtime.engine_costs`."""
 TTA_PASSES = 8
 """Forward passes over a tile whose result is the mean over the symmetries of the square."""
 
@@ -65,11 +65,16 @@ def flops_per_pixel(network: AnyNetwork) -> float:
     return total / side**2
 
 
-def tile_memory_bytes(network: AnyNetwork, tile_y: int, tile_x: int, batch: int) -> int:
-    """Return about how much memory an engine needs for one batch, beside its weights (float32 activations)."""
+def tile_memory_bytes(
+    network: AnyNetwork, tile_y: int, tile_x: int, batch: int, *, maps_held: float = FEATURE_MAPS_HELD
+) -> int:
+    """Return about how much memory an engine needs for one batch, beside its weights (float32 activations).
+
+    `maps_held` feature maps of the top level are alive at once; of an adopted network, its own figure is taken.
+    """
     if isinstance(network, AdoptedNetwork):
         return round(network.activation_bytes_per_pixel * tile_y * tile_x * batch)
-    return FEATURE_MAPS_HELD * 4 * network.base_width * tile_y * tile_x * batch
+    return round(maps_held * 4 * network.base_width * tile_y * tile_x * batch)
 
 
 def weights_bytes(network: AnyNetwork) -> int:

@@ -21,9 +21,11 @@ import numpy.typing as npt
 from unet_deploy.errors import ChannelError, UnsupportedAxesError
 from unet_deploy.percentiles import PercentileSearch
 from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.engine_costs import CAUTIOUS
 from unet_deploy.runtime.engines import candidates
 from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, get_engine
 from unet_deploy.runtime.execute import segment_window
+from unet_deploy.runtime.expected_costs import expect_costs
 from unet_deploy.runtime.layout import require_kinds
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
 from unet_deploy.runtime.ome import require_axes
@@ -110,6 +112,9 @@ def segment_array(
             batch=batch,
             max_memory_bytes=max_memory_bytes,
             tta=tta,
+            costs=CAUTIOUS
+            if engine_factory is not None
+            else expect_costs(artifact, device=device, engine=engine, threads=threads),
         ),
         tile=tile,
     )

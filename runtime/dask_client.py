@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT
 
 
 @contextmanager
-def connect(scheduler: Any | None = None, scheduler_file: str | Path | None = None) -> Iterator[Any]:
+def connect(
+    scheduler: Any | None = None, scheduler_file: str | Path | None = None, *, threads: int = BLOCKS_IN_FLIGHT
+) -> Iterator[Any]:
     """Give a Dask client: the one given, one for an address or a scheduler file, or one in this process.
 
     Parameters
@@ -29,6 +33,8 @@ def connect(scheduler: Any | None = None, scheduler_file: str | Path | None = No
         None, an address such as ``tcp://host:8786``, or a ``distributed.Client`` (which stays open).
     scheduler_file
         The file that ``dask scheduler --scheduler-file`` wrote; in place of an address.
+    threads
+        How many blocks the client in this process works on at once; of no effect on another.
 
     Raises
     ------
@@ -45,7 +51,7 @@ def connect(scheduler: Any | None = None, scheduler_file: str | Path | None = No
             fix="leave --scheduler or --scheduler-file out",
         )
     if scheduler is None and scheduler_file is None:
-        with _in_process_client() as client:
+        with _in_process_client(threads) as client:
             yield client
         return
     if scheduler is not None and not isinstance(scheduler, str):
@@ -81,6 +87,26 @@ def connect(scheduler: Any | None = None, scheduler_file: str | Path | None = No
             )
         with clock_watched(client):
             yield client
+
+
+@contextmanager
+def imported_beside() -> Iterator[None]:
+    """Import Dask in a thread, which takes a quarter of a second; for what leaves Python's lock free meanwhile.
+
+    It has ended when the context does, so that nobody meets a package that is half there. What is missing is said by
+    whoever needs it.
+    """
+    thread = threading.Thread(target=_import_quietly, name="import", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _import_quietly() -> None:
+    with suppress(ImportError):
+        importlib.import_module("distributed")
 
 
 def read_scheduler_file(path: str | Path) -> str:
@@ -129,7 +155,7 @@ def _start_client(**where: str) -> Any:
 
 
 @contextmanager
-def _in_process_client() -> Iterator[Any]:
+def _in_process_client(threads: int) -> Iterator[Any]:
     """Give a client whose scheduler and worker live in this process, serve no page and touch no network but loopback.
 
     ``LocalCluster`` would open the diagnostics ports on all interfaces even with its dashboard off.
@@ -149,7 +175,7 @@ def _in_process_client() -> Iterator[Any]:
         "distributed.scheduler.worker-ttl": None,
     }
     http = {"dashboard": False, "dashboard_address": "127.0.0.1:0", "protocol": "inproc://"}
-    worker = {"cls": Worker, "options": {**http, "nthreads": BLOCKS_IN_FLIGHT, "memory_limit": 0}}  # the plan bounds it
+    worker = {"cls": Worker, "options": {**http, "nthreads": threads, "memory_limit": 0}}  # the plan bounds it
     with (
         dask.config.set(quiet),
         SpecCluster(

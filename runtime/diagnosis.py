@@ -29,6 +29,7 @@ from unet_deploy.errors import UnetDeployError
 from unet_deploy.runtime._zarr_metadata import V2_COMPRESSORS, V3_CODECS
 from unet_deploy.runtime.artifact import Artifact, load_bundled_artifact
 from unet_deploy.runtime.engines.choice import EngineKind
+from unet_deploy.runtime.kept_costs import KeptCosts, count_costs
 from unet_deploy.runtime.kept_plans import PlanCache, quick_kinds, read_plan_cache
 from unet_deploy.runtime.machine import (
     Disk,
@@ -106,6 +107,7 @@ class Diagnosis:
     codecs: Mapping[str, str]
     disks: Mapping[str, Disk]
     plan_cache: PlanCache
+    kept_costs: KeptCosts
     problems: tuple[Problem, ...]
     seconds: float
 
@@ -130,6 +132,7 @@ class Diagnosis:
             "codecs": dict(self.codecs),
             "disks": {name: asdict(disk) for name, disk in self.disks.items()},
             "plan_cache": asdict(self.plan_cache),
+            "kept_costs": asdict(self.kept_costs),
             "problems": [asdict(problem) for problem in self.problems],
             "works": self.works,
             "seconds": self.seconds,
@@ -179,6 +182,7 @@ def diagnose(*, kinds: Sequence[EngineKind] | None = None, artifact: Artifact | 
         codecs={name: clean(answer) for name, answer in try_codecs().items()},
         disks=read_disks(),
         plan_cache=replace(plan_cache, folder=clean(plan_cache.folder)),
+        kept_costs=count_costs(),
         problems=tuple(replace(p, headline=clean(p.headline), detail=clean(p.detail)) for p in problems),
         seconds=time.perf_counter() - start,
     )

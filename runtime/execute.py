@@ -3,7 +3,8 @@
 1. A `Job` says everything a worker needs; it is sent once, then each task is a number.
 2. A task reads its window once, mirrors it, cuts tiles as views, infers them in batches, and writes whole chunks.
    No array travels through the scheduler.
-3. One block has the engine at a time, and runs its batches one by one; a second thread reads and writes meanwhile.
+3. One block has the engine at a time, and runs its batches one by one, while others are read and written. An engine
+   that takes raw pixels goes from one block's batches to the next one's without a pause (`runtime.engines.feed`).
 4. Tiles of one grey value are answered from what the engine said of such a tile (`runtime.engines.constant_tiles`); a
    block of nothing else does not wait for the engine.
 5. Where memory runs out, the block is cut into smaller batches, then smaller tiles, and computed again
@@ -37,6 +38,7 @@ from unet_deploy.runtime.measures import count_classes, mean_confidence, saturat
 from unet_deploy.runtime.normalise import Normaliser, is_in_range
 from unet_deploy.runtime.output import write_block
 from unet_deploy.runtime.plan import Block, SegmentationPlan
+from unet_deploy.runtime.timeline import Recorded, recording, span
 from unet_deploy.runtime.volume import Volume
 from unet_deploy.runtime.windows import plan_window, spread
 
@@ -55,6 +57,8 @@ class Job:
     normaliser: Normaliser
     engine: EngineRequest
     output: OutputSpec
+    is_recorded: bool = False
+    """Whether each report brings a timeline of its block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,7 @@ class BlockReport:
     """What a task says of its block.
 
     `record` is for the journal. `rungs` are what was tried, the last of them what held, where memory ran out in this
-    process; else empty.
+    process; else empty. `recorded` is what its thread did when, where that was asked for.
     """
 
     record: BlockRecord
@@ -71,6 +75,7 @@ class BlockReport:
     infer_s: float = 0.0
     write_s: float = 0.0
     rungs: tuple[Rung, ...] = ()
+    recorded: Recorded | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,6 +113,14 @@ ProgressCallback = Callable[[Progress], None]
 
 def run_block(job: Job, index: int) -> BlockReport:
     """Segment one block and write it; the Dask task."""
+    if not job.is_recorded:
+        return _try_block(job, index)
+    with recording(index) as log:
+        report = _try_block(job, index)
+        return replace(report, recorded=log.take())
+
+
+def _try_block(job: Job, index: int) -> BlockReport:
     block = job.plan.block(index)
     try:
         return _run_block(job, block)
@@ -140,19 +153,7 @@ def failure_report(block: Block, reason: str) -> BlockReport:
 def _run_block(job: Job, block: Block) -> BlockReport:
     engine = get_engine(job.engine)
     start = time.perf_counter()
-    geometry, extents = job.plan.geometry, job.plan.extents
-    y = plan_window(geometry, block.tiles_y, extents.y)
-    x = plan_window(geometry, block.tiles_x, extents.x)
-    time_point = Interval(block.t, block.t + 1)
-    spent = job.plan.spent(block.index)
-    cache_bytes = job.plan.cache_bytes
-    window = spread(  # (c, z, y, x); by no name, what was read is gone by the time the network runs
-        job.volume.read(
-            t=time_point, c=job.channels, z=block.z, y=y.source, x=x.source, cache_bytes=cache_bytes, spent=spent
-        )[0],
-        y,
-        x,
-    )
+    window = _read_window(job, block)
     read = time.perf_counter()
     wanted = job.output.kinds
     segmented = segment_window(
@@ -164,13 +165,14 @@ def _run_block(job: Job, block: Block) -> BlockReport:
     planned = Rung(batch=job.plan.batch, tile_y=job.plan.tile_y, tile_x=job.plan.tile_x)
     climbed = engine.ladder.climbed(planned)
     own = window[:, :, block.y.shifted(-block.window_y.start).slice, block.x.shifted(-block.window_x.start).slice]
-    record = BlockRecord(
-        index=block.index,
-        status="empty" if segmented.is_empty else "done",
-        class_counts=() if labels is None else count_classes(labels, job.plan.network.classes),
-        confidence=None if probabilities is None else mean_confidence(probabilities),
-        saturated=saturated_fraction(own),
-    )
+    with span("measure"):
+        record = BlockRecord(
+            index=block.index,
+            status="empty" if segmented.is_empty else "done",
+            class_counts=() if labels is None else count_classes(labels, job.plan.network.classes),
+            confidence=None if probabilities is None else mean_confidence(probabilities),
+            saturated=saturated_fraction(own),
+        )
     return BlockReport(
         record=record,
         pixels=block.pixels,
@@ -179,6 +181,27 @@ def _run_block(job: Job, block: Block) -> BlockReport:
         write_s=time.perf_counter() - inferred,
         rungs=climbed if len(climbed) > 1 else (),
     )
+
+
+def _read_window(job: Job, block: Block) -> Pixels:
+    """Return the block's window (c, z, y, x), mirrored."""
+    geometry, extents = job.plan.geometry, job.plan.extents
+    y = plan_window(geometry, block.tiles_y, extents.y)
+    x = plan_window(geometry, block.tiles_x, extents.x)
+    with span("read"):
+        return spread(  # by no name, what was read is gone as soon as it is spread along y
+            job.volume.read(
+                t=Interval(block.t, block.t + 1),
+                c=job.channels,
+                z=block.z,
+                y=y.source,
+                x=x.source,
+                cache_bytes=job.plan.cache_bytes,
+                spent=job.plan.spent(block.index),
+            )[0],
+            y,
+            x,
+        )
 
 
 def segment_window(
@@ -230,10 +253,10 @@ def segment_window(
             left = answer(works)  # without the engine, which another block may have for a long time
             if not left:
                 return replace(result, n_answered=result.n_tiles)
-            with engine.reserved():
+            runner = choose()
+            with runner.reserved():
                 if engine.ladder.settle(planned) != rung:  # memory ran out meanwhile
                     continue
-                runner = choose()
                 left = answer(left, runner=runner)
                 for work in runner.run(_group(left, rung.batch, is_whole=len(left) == result.n_tiles)):
                     raise _not_finite(window, block, work.z)

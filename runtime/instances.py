@@ -64,6 +64,7 @@ __all__ = [
     "finish_instances",
     "number_instances",
     "require_rule",
+    "require_scipy",
 ]
 
 
@@ -186,6 +187,17 @@ def check_objects_table(table: Path, *, overwrite: bool) -> None:
         )
 
 
+def require_scipy() -> None:
+    """Find out, before any work, whether objects can be numbered at all.
+
+    Raises
+    ------
+    MissingDependencyError
+        If SciPy is not installed.
+    """
+    import_scipy("scipy.ndimage")
+
+
 def number_instances(
     spec: OutputSpec,
     rule: InstanceRule,
@@ -229,7 +241,7 @@ def number_instances(
         If `should_stop` said so.
     """
     start = time.perf_counter()
-    import_scipy("scipy.ndimage")
+    require_scipy()
     job = prepare_instances(spec, rule)
     n_blocks = job.grid.n_boxes
     total = 3 * n_blocks + sum(count_pieces(spec, level) for level in spec.passes)

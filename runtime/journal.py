@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import shutil
 from array import array
@@ -165,6 +166,12 @@ class Journal:
                 if value:
                     yield self._read(file, index)
 
+    def latest(self, count: int) -> list[BlockRecord]:
+        """Return the last word on the blocks that were written down last, at most so many, the last first."""
+        known = (index for index, value in enumerate(self._values) if value)
+        with self.path.open("rb") as file:
+            return [self._read(file, index) for index in heapq.nlargest(count, known, key=self._offsets.__getitem__)]
+
     def close(self) -> None:
         """Let go of the file and its lock; may be called twice."""
         if self._file is not None:
@@ -288,7 +295,9 @@ def reopen_journal(output: Path, fingerprint: Mapping[str, Any]) -> Journal:
         lock_file(file, path)
         journal = _parse(path)
         require_same(journal.fingerprint, plain(fingerprint), output)
+        written = path.stat()
         file.truncate(journal._end)  # what a kill cut off
+        os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))  # still when the last line was written
         file.seek(journal._end)
     except BaseException:
         file.close()

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,34 @@ def read_memory() -> Memory:
         available_bytes=sizes.get("MemAvailable"),
         limit_bytes=limit if limit is not None and limit < sizes.get("MemTotal", 0) else None,
     )
+
+
+def busy_share(seconds: float = 0.3) -> float | None:
+    """Return the share of all cores' time that programs take while this one waits; None where the system does not say.
+
+    >>> share = busy_share(0.01)
+    >>> share is None or 0 <= share <= 1
+    True
+    """
+    before = _core_times()
+    time.sleep(seconds)
+    after = _core_times()
+    if before is None or after is None or after[1] <= before[1]:
+        return None
+    return min(max(1 - (after[0] - before[0]) / (after[1] - before[1]), 0.0), 1.0)
+
+
+def _core_times() -> tuple[int, int] | None:
+    """Return the time that all cores were idle, and all of it, since the start of the system."""
+    if sys.platform == "win32":
+        idle, kernel, user = (ctypes.c_ulonglong() for _ in range(3))
+        is_told = ctypes.windll.kernel32.GetSystemTimes(*map(ctypes.byref, (idle, kernel, user)))
+        return (idle.value, kernel.value + user.value) if is_told else None  # the kernel's time holds the idle one
+    found = re.match(r"cpu +([0-9 ]+)", _text(Path("/proc/stat")))
+    if found is None:
+        return None
+    times = [int(word) for word in found[1].split()[:8]]
+    return sum(times[3:5]), sum(times)  # idle, and waiting for a disk
 
 
 def held_memory_bytes() -> int:

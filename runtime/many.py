@@ -25,7 +25,7 @@ from unet_deploy.errors import (
     UnetDeployError,
     UsageError,
 )
-from unet_deploy.runtime._image_outputs import choose_outputs, make_folder, require_same_origin, table_beside
+from unet_deploy.runtime._image_outputs import choose_outputs, file_beside, make_folder, require_same_origin
 from unet_deploy.runtime.images import ImageEntry, choose_entry, list_images
 from unet_deploy.runtime.journal import read_journal
 from unet_deploy.runtime.output_paths import read_provenance
@@ -114,7 +114,7 @@ def segment_images(
     should_stop
         Asked before each image and each block.
     **options
-        As of `segment`, the same for all images. A `table` gets the image's name into its own.
+        As of `segment`, the same for all images. A `table` and a `profile` get the image's name into theirs.
 
     Returns
     -------
@@ -193,7 +193,9 @@ def _segment_one(
         place = {}
         output = Path(entry.path) / "labels" / str(options["into_labels"])
     if options.get("table") is not None:
-        options["table"] = table_beside(Path(options["table"]), output)
+        options["table"] = file_beside(Path(options["table"]), output)
+    if options.get("profile") is not None:
+        options["profile"] = file_beside(Path(options["profile"]), output)
     made = None if overwrite else read_provenance(output)
     if made is not None and made.get("status") == "complete":
         require_same_origin(made, output, segmenter.artifact, volume, entry, options)

@@ -25,6 +25,7 @@ from zarr.codecs import ZstdCodec
 from unet_deploy.errors import OutputPathError, UnetDeployError
 from unet_deploy.geometry import Interval
 from unet_deploy.runtime._box_grid import BoxGrid
+from unet_deploy.runtime.chunk_writer import ChunkWriter, Place, read_back
 from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.journal import FOLDER, STATUS_VALUES, Journal, create_journal, remove
 from unet_deploy.runtime.label_group import begin_label_group, drop_objects, list_label
@@ -33,6 +34,7 @@ from unet_deploy.runtime.ome import image_label_attributes, merge_attributes
 from unet_deploy.runtime.output_paths import GROUP_FILES, require_free
 from unet_deploy.runtime.pyramid import reduce_mean, reduce_mode
 from unet_deploy.runtime.region import Region
+from unet_deploy.runtime.timeline import span
 
 ZSTD_LEVEL = 1
 
@@ -140,7 +142,7 @@ def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
     t, z, y, x = piece.t, piece.z, piece.y, piece.x
     source = {
         "t": slice(t, t + 1),
-        "c": slice(None),
+        "c": slice(0, len(spec.classes)),
         "z": z.slice,
         "y": slice(2 * y.start, min(2 * y.stop, above.y)),
         "x": slice(2 * x.start, min(2 * x.stop, above.x)),
@@ -148,7 +150,7 @@ def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
     count = 1 + spec.levels_within(level, spec.region)
     for kind in spec.kinds:
         absent = tuple(i for i, axis in enumerate("tczyx") if axis not in spec.axes_of(kind))
-        read = np.asarray(_open(spec, kind, level - 1)[spec.to_layout(kind, source)])
+        read = read_box(spec.path, spec.array_path(kind, level - 1), spec.to_layout(kind, source))
         values = {kind: _REDUCE[kind](np.expand_dims(read, absent))}
         _write_levels(spec, values, level=level, count=count, t=t, z=z, y=y, x=x)
 
@@ -165,16 +167,20 @@ def _write_levels(
     x: Interval,
 ) -> None:
     """Write a box of `level`, given as (t, c, z, y, x), and what it is in the levels below, `count` in all."""
-    for deeper in range(count):
-        if deeper:
-            values = {kind: _REDUCE[kind](array) for kind, array in values.items()}
-        e = spec.level_extents(level + deeper)
-        rows, columns = (
-            slice(side.start >> deeper, min(-(-side.stop >> deeper), extent)) for side, extent in ((y, e.y), (x, e.x))
-        )
-        place = {"t": slice(t, t + 1), "c": slice(None), "z": z.slice, "y": rows, "x": columns}
-        for kind, array in values.items():
-            _write(spec, kind, level + deeper, place, array)
+    with span("write"), ChunkWriter() as writer:
+        for deeper in range(count):
+            if deeper:
+                with span("reduce"):
+                    values = {kind: _REDUCE[kind](array) for kind, array in values.items()}
+            e = spec.level_extents(level + deeper)
+            rows, columns = (
+                slice(side.start >> deeper, min(-(-side.stop >> deeper), extent))
+                for side, extent in ((y, e.y), (x, e.x))
+            )
+            place = {"t": slice(t, t + 1), "c": slice(0, len(spec.classes)), "z": z.slice, "y": rows, "x": columns}
+            for kind, array in values.items():
+                with span("write pyramid" if level + deeper else f"write {kind}"):
+                    _write(writer, spec, kind, level + deeper, place, array)
 
 
 def write_status(spec: OutputSpec, journal: Journal) -> None:
@@ -302,12 +308,30 @@ def _zstd_v2() -> Any:
     return numcodecs.Zstd(level=ZSTD_LEVEL)
 
 
-def _open(spec: OutputSpec, kind: Kind, level: int) -> zarr.Array[Any]:
-    return zarr.open_array(spec.path, path=spec.array_path(kind, level), mode="r+")
-
-
-def _write(spec: OutputSpec, kind: Kind, level: int, place: Mapping[str, slice], values: npt.NDArray[Any]) -> None:
+def _write(
+    writer: ChunkWriter,
+    spec: OutputSpec,
+    kind: Kind,
+    level: int,
+    place: Mapping[str, slice],
+    values: npt.NDArray[Any],
+) -> None:
     """Write values given as (t, c, z, y, x) where the array may lack some of the axes, each then of size 1."""
     absent = tuple(i for i, axis in enumerate("tczyx") if axis not in spec.axes_of(kind))
-    with full_disk_named(f"while writing {kind} at {spec.path}"):
-        _open(spec, kind, level)[spec.to_layout(kind, place)] = values.squeeze(absent)
+    name, where = spec.array_path(kind, level), f"while writing {kind} at {spec.path}"
+    write_box(writer, spec.path, name, spec.to_layout(kind, place), values.squeeze(absent), where=where)
+
+
+def write_box(
+    writer: ChunkWriter, store: str, name: str, place: Place, values: npt.NDArray[Any], *, where: str
+) -> None:
+    """Write a box of an array, by zarr what the writer does not know how to."""
+    if not writer.write(Path(store, name), place, values, where=where):
+        with full_disk_named(where):
+            zarr.open_array(store, path=name, mode="r+")[place] = values
+
+
+def read_box(store: str, name: str, place: Place) -> npt.NDArray[Any]:
+    """Return a box of an array that was written, by zarr what cannot be read without."""
+    found = read_back(Path(store, name), place)
+    return np.asarray(zarr.open_array(store, path=name, mode="r")[place]) if found is None else found

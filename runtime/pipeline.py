@@ -15,26 +15,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.block_table import check_table_path
-from unet_deploy.runtime.dask_client import connect
+from unet_deploy.runtime.dask_client import connect, imported_beside
 from unet_deploy.runtime.disk_space import check_space
+from unet_deploy.runtime.engine_costs import CAUTIOUS
 from unet_deploy.runtime.engines import candidates
-from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, settle_engine
+from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, getting_ready, settle_engine
 from unet_deploy.runtime.execute import ProgressCallback
+from unet_deploy.runtime.expected_costs import costs_of, expect_costs, probe_if_long
 from unet_deploy.runtime.follow import Following, begin_following, require_followable, wait_for_volume
 from unet_deploy.runtime.holding import MIN_FREE_BYTES, check_memory
-from unet_deploy.runtime.instances import check_objects_table, default_table, require_rule
+from unet_deploy.runtime.instances import check_objects_table, default_table, require_rule, require_scipy
 from unet_deploy.runtime.layout import split_kinds
 from unet_deploy.runtime.machine import held_memory_bytes, read_memory
-from unet_deploy.runtime.place import find_place, require_objects_fit, share_to_make
-from unet_deploy.runtime.preparation import prepare
+from unet_deploy.runtime.place import Place, find_place, require_objects_fit, share_to_make
+from unet_deploy.runtime.preparation import Preparation, plan_as_begun, prepare, replan, resolve_model
+from unet_deploy.runtime.profile_file import check_profile_path
+from unet_deploy.runtime.profiled_run import begin_timeline, carry_out_profiled
 from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.results import SegmentationResult, require_whole
-from unet_deploy.runtime.run import Run, carry_out
+from unet_deploy.runtime.run_settings import Run
+from unet_deploy.runtime.timeline import span
 from unet_deploy.runtime.volume import open_volume
 
 __all__ = ["SegmentationResult", "segment"]
@@ -61,6 +67,7 @@ def segment(
     object_neighbours: str = "face",
     min_object_size: int = 0,
     table: str | Path | None = None,
+    profile: str | Path | None = None,
     device: str = "auto",
     engine: str | None = None,
     threads: int = 0,
@@ -129,6 +136,9 @@ def segment(
         What an object is, for ``"instances"``: see `require_rule`. A table of them is written beside the output.
     table
         A file (.csv or .parquet) to write with a row for each block: what it holds, and what became of it.
+    profile
+        A file to write with what each thread did when: a page to look at (.html), or trace events for Perfetto (.json).
+        It is of this run, not of the parts that earlier ones did; the result's `profile` adds it up.
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:i``. What is named is used, or is an error; ``auto`` is a GPU, or the CPU
         where none can be used.
@@ -191,73 +201,93 @@ def segment(
     started = time.perf_counter()
     kinds, wants_objects = split_kinds(write, is_label_group=into_labels is not None)
     candidates(device, engine)  # says what is wrong with the names before any work
-    if follow is not None:
-        wait_for_volume(
-            volume,
-            lambda: open_volume(volume, image=image, level=level or 0, axes=axes).info,
-            follow,
-            should_stop=should_stop,
-        )
-    ready = prepare(
-        volume,
-        model=model,
-        image=image,
-        channels=channels,
-        axes=axes,
-        level=level,
-        tile=tile,
-        batch=batch,
-        max_memory_bytes=max_memory_bytes,
-        input_range=input_range,
-        tta=tta,
-    )
-    rule = require_rule(
-        ready.artifact.card.classes,
-        objects=objects,
-        dimensions=object_dimensions,
-        neighbours=object_neighbours,
-        min_size=min_object_size,
-    )
-    if follow is not None:
-        require_followable(ready.volume.info, ready.artifact.card, input_range=input_range, is_strict=strict)
-    if region is not None:
-        region.require_inside(ready.plan.extents)
-    place = find_place(
-        ready,
-        output=output,
-        into_labels=into_labels,
-        overwrite=overwrite,
-        is_region=region is not None,
-        retry_failed=retry_failed,
-        kinds=kinds,
-        wants_instances=wants_objects,
-    )
-    ready = begin_following(ready, follow, target=place.target, goes_on=place.begun is not None, region=region)
-    spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
-    require_objects_fit(place, spec, wants_instances=wants_objects)
-    if wants_objects:
-        check_objects_table(default_table(place.target), overwrite=overwrite or place.begun is not None)
-    if table is not None:
-        check_table_path(Path(table), overwrite=overwrite, goes_on=place.begun is not None)
-    if check_free_space and (place.begun is None or not place.begun.is_broken_off):  # that was checked before
-        check_space(spec, wants_instances=wants_objects, share=share_to_make(ready.plan, place, region))
-    if check_free_space and scheduler is None and scheduler_file is None:
-        check_memory(ready.plan.peak_memory_bytes, read_memory(), held_bytes=held_memory_bytes())
-    request, description = settle_engine(
-        EngineRequest(
-            artifact=ready.artifact,
-            device=device,
-            engine=engine,
-            threads=threads,
-            batch_shape=ready.plan.batch_shape,
-            factory=engine_factory,
-            tta=tta,
-        )
-    )
     with ExitStack() as held:
+        timeline = held.enter_context(begin_timeline(profile, started))
+        if follow is not None:
+            wait_for_volume(
+                volume,
+                lambda: open_volume(volume, image=image, level=level or 0, axes=axes).info,
+                follow,
+                should_stop=should_stop,
+            )
+        artifact = resolve_model(model)
+        is_here = scheduler is None and scheduler_file is None
+        ready = prepare(
+            volume,
+            model=artifact,
+            image=image,
+            channels=channels,
+            axes=axes,
+            level=level,
+            tile=tile,
+            batch=batch,
+            max_memory_bytes=max_memory_bytes,
+            input_range=input_range,
+            tta=tta,
+            costs=CAUTIOUS
+            if engine_factory is not None
+            else expect_costs(artifact, device=device, engine=engine, threads=threads, is_here=is_here),
+        )
+        rule = require_rule(
+            ready.artifact.card.classes,
+            objects=objects,
+            dimensions=object_dimensions,
+            neighbours=object_neighbours,
+            min_size=min_object_size,
+        )
+        if follow is not None:
+            require_followable(ready.volume.info, ready.artifact.card, input_range=input_range, is_strict=strict)
+        if region is not None:
+            region.require_inside(ready.plan.extents)
+        place = find_place(
+            ready,
+            output=output,
+            into_labels=into_labels,
+            overwrite=overwrite,
+            is_region=region is not None,
+            retry_failed=retry_failed,
+            kinds=kinds,
+            wants_instances=wants_objects,
+        )
+        if tile is None:
+            ready = _as_begun(ready, place, max_memory_bytes)
+        ready = begin_following(ready, follow, target=place.target, goes_on=place.begun is not None, region=region)
+        spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
+        require_objects_fit(place, spec, wants_instances=wants_objects)
+        if wants_objects:
+            require_scipy()
+            check_objects_table(default_table(place.target), overwrite=overwrite or place.begun is not None)
+        _check_files(table, profile, overwrite=overwrite, goes_on=place.begun is not None)
+        if check_free_space and (place.begun is None or not place.begun.is_broken_off):  # that was checked before
+            check_space(spec, wants_instances=wants_objects, share=share_to_make(ready.plan, place, region))
+        if is_here and not (place.begun or tile or follow or engine_factory):
+            with span("probe"):
+                measured = probe_if_long(artifact, ready.plan, device=device, engine=engine, threads=threads)
+            ready = replan(ready, costs=measured, batch=batch, max_memory_bytes=max_memory_bytes, tta=tta)
+            spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
+        if check_free_space and is_here:
+            check_memory(ready.plan.peak_memory_bytes, read_memory(), held_bytes=held_memory_bytes())
+        with span("import"), imported_beside():  # while the engine's own library reads and compiles
+            request, description = settle_engine(
+                EngineRequest(
+                    artifact=ready.artifact,
+                    device=device,
+                    engine=engine,
+                    threads=threads,
+                    batch_shape=ready.plan.batch_shape,
+                    factory=engine_factory,
+                    tta=tta,
+                )
+            )
         if not keep_engine:
             held.callback(drop_engine, request)
-        client = held.enter_context(connect(scheduler, scheduler_file))
+        if is_here:
+            held.enter_context(getting_ready(request))
+        if engine_factory is None:
+            taken = costs_of(artifact, description.engine, device=device, threads=threads, is_here=is_here)
+            ready = replace(ready, plan=replace(ready.plan, costs=taken))  # another may have been expected
+        with span("connect"):
+            client = held.enter_context(connect(scheduler, scheduler_file, threads=ready.plan.blocks_in_flight))
         run = Run(
             ready=ready,
             place=place,
@@ -277,7 +307,24 @@ def segment(
             should_pause=should_pause,
             progress=progress,
             started=started,
+            timeline=timeline,
         )
-        result = carry_out(run, client)
+        result = carry_out_profiled(run, client)
     require_whole(result, is_region=region is not None)
     return result
+
+
+def _as_begun(ready: Preparation, place: Place, max_memory_bytes: int | None) -> Preparation:
+    """Return the preparation with the plan of the run that is gone on with, where there is one and it fits."""
+    said = None if place.begun is None else place.begun.provenance.get("plan")
+    begun = plan_as_begun(ready, said) if isinstance(said, dict) else ready
+    is_small = max_memory_bytes is None or begun.plan.peak_memory_bytes <= max_memory_bytes
+    return begun if is_small else ready
+
+
+def _check_files(table: str | Path | None, profile: str | Path | None, *, overwrite: bool, goes_on: bool) -> None:
+    """Refuse places where what is asked for beside the output cannot be written."""
+    if table is not None:
+        check_table_path(Path(table), overwrite=overwrite, goes_on=goes_on)
+    if profile is not None:
+        check_profile_path(Path(profile), overwrite=overwrite, goes_on=goes_on)

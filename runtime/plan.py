@@ -5,8 +5,8 @@
 2. A *block* is a box of whole write units, large enough for a good tile; thick chunks are one block deep.
 3. Cores start at multiples of the divisor in volume coordinates (`geometry.cover_axis`), so a pixel's result does
    not depend on the tile, the block, the order or the worker.
-4. One tile shape serves the whole run: as large as the memory budget and `MAX_CORE` allow, shrunk so that tiles
-   divide the block evenly. The sides of y and x are chosen independently.
+4. One tile shape serves the whole run: the fastest by what is known of the engine (`engine_costs`) that the memory
+   holds, and such that tiles divide the block evenly. It need not be square (`_plan_fit`).
 5. A block reads its window once: the hull of its tiles, which may leave the volume (there it is mirrored).
 6. Blocks run in an order in which a chunk that several of them touch is decoded about once (`block_order`), with a
    cache of decoded chunks that is as large as that takes, and no larger than the memory allows.
@@ -24,7 +24,16 @@ from typing import Any
 from unet_deploy.card import AnyNetwork
 from unet_deploy.errors import ConfigurationError
 from unet_deploy.geometry import Geometry, Interval, cover_axis
-from unet_deploy.runtime._plan_fit import BLOCK_LIMITS, PROCESS_BYTES, core_sides, fit_memory
+from unet_deploy.runtime._plan_fit import (
+    BLOCK_LIMITS,
+    PROCESS_BYTES,
+    TileChoice,
+    choose_tile,
+    explain_tile,
+    fit_memory,
+    tile_choices,
+    worth_trying,
+)
 from unet_deploy.runtime.block_order import READ_BYTES, AxisBlocks, BlockOrder
 from unet_deploy.runtime.cost import (
     TTA_PASSES,
@@ -32,9 +41,8 @@ from unet_deploy.runtime.cost import (
     count_tiles,
     flops_per_pixel,
     tile_flops,
-    tile_memory_bytes,
-    weights_bytes,
 )
+from unet_deploy.runtime.engine_costs import CAUTIOUS, CostModel
 from unet_deploy.runtime.plan_parts import (
     BLOCK_SIDE,
     MAX_BLOCK_VOXELS,
@@ -45,7 +53,6 @@ from unet_deploy.runtime.plan_parts import (
     Block,
     Extents,
     WriteGrid,
-    balanced_tile,
     choose_block,
     derive_write_grid,
     largest_core,
@@ -55,7 +62,7 @@ from unet_deploy.runtime.region import Region
 __all__ = [
     "BLOCKS_IN_FLIGHT",
     "BLOCK_SIDE",
-    "DEFAULT_MEMORY_BYTES",
+    "DEVICE_BLOCKS_IN_FLIGHT",
     "MAX_BLOCK_VOXELS",
     "MAX_CHUNK",
     "MAX_CHUNK_Z",
@@ -66,14 +73,18 @@ __all__ = [
     "Extents",
     "SegmentationPlan",
     "WriteGrid",
+    "count_in_flight",
     "derive_write_grid",
     "largest_core",
     "plan_segmentation",
 ]
 
-DEFAULT_MEMORY_BYTES = 2 * 2**30
 BLOCKS_IN_FLIGHT = 2
 """One computes while the other reads or writes."""
+DEVICE_BLOCKS_IN_FLIGHT = 6
+"""A device leaves the cores alone, and is faster than one of them reads and writes (benchmarks/device_wait.py)."""
+DECODED_BYTES_PER_S = 500e6
+"""Of raw pixels, zstd through zarr-python on one core: 385 to 671 MB/s measured. Only weighs against the network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +106,10 @@ class SegmentationPlan:
     """(t, z, y, x) of what is decoded at once; as the output's chunks if None."""
     cache_bytes: int = 64 * 2**20
     """What a process may keep of decoded chunks."""
+    costs: CostModel = CAUTIOUS
+    """What batches cost on the engine."""
+    reason: str = "given"
+    """Why this tile, for people."""
 
     @property
     def geometry(self) -> Geometry:
@@ -233,6 +248,33 @@ class SegmentationPlan:
         return self.flops / (self.passes * flops_per_pixel(self.network) * self.extents.pixels)
 
     @property
+    def least_flops(self) -> int:
+        """Operations that an infinitely large tile would need with as many passes; no tiling can spend less."""
+        return round(self.passes * flops_per_pixel(self.network) * self.extents.pixels)
+
+    @property
+    def infer_seconds(self) -> float:
+        """About how long the engine will take for the whole volume; a mere rank where it was not measured here."""
+        each = self.costs.seconds(self.network, self.tile_y, self.tile_x, self.batch) / self.batch
+        return self.passes * self.n_tiles * each
+
+    @property
+    def decode_seconds(self) -> float:
+        """About how long decoding the volume's chunks takes on one core."""
+        raw = self.extents.pixels * self.network.in_channels * self.bytes_per_value
+        return self.decodes_per_chunk * raw / DECODED_BYTES_PER_S
+
+    @property
+    def engine_memory_bytes(self) -> int:
+        """About how much the engine will hold, its weights included."""
+        return self.costs.memory_bytes(self.network, self.tile_y, self.tile_x, self.batch)
+
+    @property
+    def blocks_in_flight(self) -> int:
+        """How many blocks a process works on at once."""
+        return count_in_flight(self.costs)
+
+    @property
     def peak_memory_bytes(self) -> int:
         """About how much memory one process will hold; does not depend on the volume's size."""
         z, y, x = self.block_shape
@@ -245,9 +287,8 @@ class SegmentationPlan:
         at_once = max(min(READ_BYTES, hull), order.chunk_bytes)
         return (
             PROCESS_BYTES
-            + 2 * weights_bytes(self.network)
-            + tile_memory_bytes(self.network, self.tile_y, self.tile_x, self.batch)
-            + BLOCKS_IN_FLIGHT * (max(2 * window, window + 2 * at_once) + results)
+            + (0 if self.costs.is_on_device else self.engine_memory_bytes)
+            + self.blocks_in_flight * (max(2 * window, window + 2 * at_once) + results)
             + max(self.cache_bytes, order.chunk_bytes)
         )
 
@@ -277,12 +318,20 @@ class SegmentationPlan:
             "output_chunk": list(self.grid.chunk),
             "output_shard": None if self.grid.shard is None else list(self.grid.shard),
             "flops": self.flops,
+            "least_flops": self.least_flops,
             "flops_ratio": round(self.flops_ratio, 4),
             "bytes_read": self.bytes_read,
             "decodes_per_chunk": round(self.decodes_per_chunk, 3),
             "cache_bytes": self.cache_bytes,
+            "engine_memory_bytes": self.engine_memory_bytes,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "reason": self.reason,
         }
+
+
+def count_in_flight(costs: CostModel) -> int:
+    """Return how many blocks a process works on at once with an engine."""
+    return DEVICE_BLOCKS_IN_FLIGHT if costs.is_on_device else BLOCKS_IN_FLIGHT
 
 
 def plan_segmentation(
@@ -295,9 +344,11 @@ def plan_segmentation(
     bytes_per_value: int = 1,
     tile: tuple[int, int] | None = None,
     batch: int = 1,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    memory_bytes: int | None = None,
     max_memory_bytes: int | None = None,
     tta: bool = False,
+    costs: CostModel = CAUTIOUS,
+    block: tuple[int, int, int] | None = None,
 ) -> SegmentationPlan:
     """Plan a run. The result of the run does not depend on any choice made here; its cost does.
 
@@ -318,11 +369,15 @@ def plan_segmentation(
     batch
         Tiles per forward pass.
     memory_bytes
-        What the engine may hold for activations when the tile is chosen.
+        What the engine may hold when the tile is chosen; by default what `costs` say of it.
     max_memory_bytes
         What the process may hold altogether: tile, block and cache are chosen so that the plan's peak stays below.
     tta
         Whether each tile's result is the mean over turned and mirrored inputs, which costs 8 passes.
+    costs
+        What batches cost on the engine that will run.
+    block
+        The (z, y, x) of a block, in whole write units; chosen if None. A run that goes on has its own.
 
     Raises
     ------
@@ -338,34 +393,45 @@ def plan_segmentation(
     for axis, side in zip("yx", tile or (), strict=False):
         geometry.require_legal(side, axis=axis)
     grid = derive_write_grid(geometry, extents, source_chunk=source_chunk, source_shard=source_shard)
-    if tile is None:
-        most = largest_core(network, batch=batch, memory_bytes=memory_bytes)
-        caps = [(core, core) for core in core_sides(geometry, most)]
-    else:
-        caps = [(geometry.core_side(tile[0]), geometry.core_side(tile[1]))]
+    assert block is None or all(b % u == 0 for b, u in zip(block, grid.unit, strict=True)), (block, grid)
 
-    def make(cap: tuple[int, int], limit: tuple[int, int]) -> SegmentationPlan:
-        block = choose_block(grid.unit, extents, cap, side=limit[0], voxels=limit[1])
-        sides = [
-            balanced_tile(geometry, size=min(size, extent), cap=most)
-            for size, extent, most in zip(block[1:], (extents.y, extents.x), cap, strict=True)
+    def make(core: tuple[int, int], shape: tuple[int, int, int]) -> SegmentationPlan:
+        tile_y, tile_x = tile or [
+            geometry.tile_side(min(side, geometry.round_up(min(size, extent))))
+            for size, extent, side in zip(shape[1:], (extents.y, extents.x), core, strict=True)
         ]
         plan = SegmentationPlan(
             network=network,
             extents=extents,
             grid=grid,
-            tile_y=tile[0] if tile else sides[0],
-            tile_x=tile[1] if tile else sides[1],
+            tile_y=tile_y,
+            tile_x=tile_x,
             batch=batch,
-            block_shape=block,
+            block_shape=shape,
             bytes_per_value=bytes_per_value,
             tta=tta,
             source_chunk=(source_chunk_t, *source_chunk),
+            costs=costs,
         )
         return replace(plan, cache_bytes=plan.block_order.choose_cache())
 
-    plan = make(caps[0], BLOCK_LIMITS[0])
+    if tile is None:
+        choices = tile_choices(network, extents, grid.unit, costs, batch=batch)
+        budget = costs.budget_bytes if memory_bytes is None else memory_bytes
+        chosen = choose_tile(choices, budget, network=network, batch=batch)
+        reason = explain_tile(chosen, choices, budget, network=network, costs=costs)
+    else:
+        core = geometry.core_side(tile[0]), geometry.core_side(tile[1])
+        size = block or choose_block(grid.unit, extents, core)
+        choices = [TileChoice(core=core, block=size, tiles=0, seconds=0.0, memory_bytes=0)]
+        chosen, reason = choices[0], "given"
+    plan = replace(make(chosen.core, block or chosen.block), reason=reason)
     if max_memory_bytes is None or plan.peak_memory_bytes <= max_memory_bytes:
         return plan
-    smaller = (make(cap, limit) for cap in caps for limit in BLOCK_LIMITS)
-    return fit_memory([plan, *smaller], max_memory_bytes)
+    smaller = (
+        make(choice.core, block or choose_block(grid.unit, extents, choice.core, side=side, voxels=voxels))
+        for choice in worth_trying(choices)
+        for side, voxels in BLOCK_LIMITS
+    )
+    plan = fit_memory([plan, *smaller], max_memory_bytes)
+    return plan if tile else replace(plan, reason=f"what {max_memory_bytes / 2**20:.0f} MiB hold, {costs.words}")

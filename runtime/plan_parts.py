@@ -10,7 +10,7 @@ from unet_deploy.geometry import AxisTile, Geometry, Interval
 from unet_deploy.runtime.cost import tile_memory_bytes
 
 MAX_CORE = 1024
-"""Larger cores were not faster on the CPUs measured, and cost memory (docs/experiments.md)."""
+"""Of `largest_core`, which knows nothing of the engine."""
 MIN_CHUNK, MAX_CHUNK = 64, 1024
 MAX_CHUNK_Z = 64
 BLOCK_SIDE = 2048
@@ -147,9 +147,3 @@ def choose_block(
             if most is None or z * grown[0] * grown[1] <= most:
                 sides = grown
     return z, sides[0], sides[1]
-
-
-def balanced_tile(geometry: Geometry, *, size: int, cap: int) -> int:
-    """Return the tile side that covers `size` pixels with as few tiles as `cap` allows, all about equally full."""
-    count = -(-size // cap)
-    return geometry.tile_side(geometry.round_up(-(-size // count)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -15,13 +16,16 @@ from unet_deploy.card import ModelCard
 from unet_deploy.errors import ChannelError
 from unet_deploy.runtime._remote import RemoteDirectory, as_location
 from unet_deploy.runtime.artifact import Artifact, load_bundled_artifact
+from unet_deploy.runtime.engine_costs import CostModel
+from unet_deploy.runtime.expected_costs import expect_costs
 from unet_deploy.runtime.layout import Kind, OutputSpec
 from unet_deploy.runtime.levels import choose_level
 from unet_deploy.runtime.normalise import Normaliser, choose_normaliser, needs_statistics
 from unet_deploy.runtime.output_paths import find_store
-from unet_deploy.runtime.plan import DEFAULT_MEMORY_BYTES, Extents, SegmentationPlan, plan_segmentation
+from unet_deploy.runtime.plan import Extents, SegmentationPlan, plan_segmentation
 from unet_deploy.runtime.planned import PlannedArtifact, load_model, settle_engine_name
 from unet_deploy.runtime.statistics import bytes_to_measure
+from unet_deploy.runtime.timeline import span
 from unet_deploy.runtime.volume import Volume, VolumeInfo, open_volume
 
 _MOST_WORD_BYTES = 80
@@ -79,14 +83,19 @@ def prepare(
     level: int | None = None,
     tile: tuple[int, int] | None = None,
     batch: int = 1,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    memory_bytes: int | None = None,
     max_memory_bytes: int | None = None,
     input_range: tuple[float, float] | None = None,
     tta: bool = False,
+    costs: CostModel | None = None,
 ) -> Preparation:
-    """Open and check everything a run needs, and plan it; nothing is written. Parameters as in `segment`."""
+    """Open and check everything a run needs, and plan it; nothing is written. Parameters as in `segment`.
+
+    `costs` are of the engine that will run; None for the one that ``device="auto"`` will most likely come to.
+    """
     artifact = resolve_model(model)
-    opened, level_choice = open_for(artifact.card, volume, image=image, level=level, axes=axes)
+    with span("open volume"):
+        opened, level_choice = open_for(artifact.card, volume, image=image, level=level, axes=axes)
     card, info = artifact.card, opened.info
     chosen = choose_channels(info, card, channels)
     normaliser = (
@@ -94,23 +103,17 @@ def prepare(
         if needs_statistics(card, input_range=input_range)
         else choose_normaliser(card, info.dtype, input_range=input_range, source=info.path)
     )
-    plan = plan_for(
-        artifact,
-        partial(
-            plan_segmentation,
-            card.network,
-            Extents(t=opened.extent("t"), z=opened.extent("z"), y=opened.extent("y"), x=opened.extent("x")),
-            source_chunk=_spatial(info, info.chunks),
-            source_shard=None if info.shards is None else _spatial(info, info.shards),
-            source_chunk_t=dict(zip(info.axes, info.chunks, strict=True)).get("t", 1),
-            bytes_per_value=np.dtype(info.dtype).itemsize,
+    with span("plan"):
+        plan = plan_volume(
+            opened,
+            artifact,
+            costs=expect_costs(artifact) if costs is None else costs,
+            tile=tile,
             batch=batch,
             memory_bytes=memory_bytes,
             max_memory_bytes=max_memory_bytes,
             tta=tta,
-        ),
-        tile=tile,
-    )
+        )
     if tta:  # half of the copies of a tile are turned; an engine plan may be for upright ones only
         n, c, y, x = plan.batch_shape
         settle_engine_name(artifact, None, (n, c, x, y))
@@ -151,6 +154,63 @@ def open_for(
     if choice.level != opened.info.level:
         opened = open_volume(volume, image=image, level=choice.level, axes=axes)
     return opened, choice.reason
+
+
+def plan_volume(
+    volume: Volume, artifact: Artifact, *, costs: CostModel, tile: tuple[int, int] | None, **options: Any
+) -> SegmentationPlan:
+    """Return the plan of a volume; `options` are those of `plan_segmentation` that the volume does not decide."""
+    info = volume.info
+    return plan_for(
+        artifact,
+        partial(
+            plan_segmentation,
+            artifact.card.network,
+            Extents(t=volume.extent("t"), z=volume.extent("z"), y=volume.extent("y"), x=volume.extent("x")),
+            source_chunk=_spatial(info, info.chunks),
+            source_shard=None if info.shards is None else _spatial(info, info.shards),
+            source_chunk_t=dict(zip(info.axes, info.chunks, strict=True)).get("t", 1),
+            bytes_per_value=np.dtype(info.dtype).itemsize,
+            costs=costs,
+            **options,
+        ),
+        tile=tile,
+    )
+
+
+def replan(ready: Preparation, *, costs: CostModel | None, **options: Any) -> Preparation:
+    """Return a preparation planned anew with other costs, the same without; `options` as of `plan_volume`, no tile."""
+    if costs is None:
+        return ready
+    return replace(ready, plan=plan_volume(ready.volume, ready.artifact, costs=costs, tile=None, **options))
+
+
+def plan_as_begun(ready: Preparation, said: Mapping[str, Any]) -> Preparation:
+    """Return a preparation with the tile and blocks of a run that was begun, if they can be had.
+
+    What was learnt of an engine meanwhile would choose others, and a run goes on with what it began with.
+
+    Parameters
+    ----------
+    ready
+        As it would be planned now.
+    said
+        What the output says of its plan (`SegmentationPlan.to_object`); it may be anybody's.
+    """
+    plan, (tile, block) = ready.plan, (said.get("tile"), said.get("block"))
+    geometry, unit = plan.geometry, plan.grid.unit
+    if not (_are_sizes(tile, 2) and _are_sizes(block, 3) and said.get("batch") == plan.batch):
+        return ready
+    if not all(map(geometry.is_legal, tile)) or any(b % u for b, u in zip(block, unit, strict=True)):
+        return ready
+    begun = replace(plan, tile_y=tile[0], tile_x=tile[1], block_shape=(block[0], block[1], block[2]))
+    if isinstance(reason := said.get("reason"), str):
+        begun = replace(begun, reason=reason)
+    return replace(ready, plan=replace(begun, cache_bytes=begun.block_order.choose_cache()))
+
+
+def _are_sizes(value: object, count: int) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and len(value) == count and all(type(n) is int and 0 < n < 2**31 for n in value)
 
 
 def plan_for(
@@ -228,7 +288,8 @@ def resolve_model(model: str | Path | Artifact | None) -> Artifact:
     """Return the model given, the one at a path or of a bundled name, or the bundled one of last resort."""
     if isinstance(model, Artifact):
         return model
-    return load_bundled_artifact() if model is None else load_model(model)
+    with span("open model"):
+        return load_bundled_artifact() if model is None else load_model(model)
 
 
 def choose_channels(info: VolumeInfo, card: ModelCard, channels: Sequence[int | str]) -> tuple[int, ...]:

@@ -37,6 +37,15 @@ class Region:
         """Return the interval along an axis, None for the whole of it."""
         return {"t": self.t, "z": self.z, "y": self.y, "x": self.x}[axis]
 
+    def to_object(self) -> dict[str, list[int]]:
+        """Return the axes that are named, as JSON values.
+
+        >>> parse_region("z=5,y=0:64").to_object()
+        {'z': [5, 6], 'y': [0, 64]}
+        """
+        named = [(axis, self.along(axis)) for axis in REGION_AXES]
+        return {axis: [i.start, i.stop] for axis, i in named if i is not None}
+
     def require_inside(self, extents: Extents) -> None:
         """Refuse a region that the volume does not have.
 

@@ -24,6 +24,8 @@ from unet_deploy.runtime.journal import BlockRecord, Journal
 from unet_deploy.runtime.layout import OutputSpec
 from unet_deploy.runtime.plan import SegmentationPlan
 from unet_deploy.runtime.preparation import Preparation
+from unet_deploy.runtime.profile import Profile
+from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.resume import identify_volume
 from unet_deploy.runtime.statistics import VolumeStatistics
 
@@ -44,9 +46,10 @@ class SegmentationResult:
     `blocks_found` how many of the blocks asked for an earlier run had done, `blocks_left` how many of the volume's are
     yet to be done, and `pixels` how many pixels were made now.
     `statistics` are the grey values that the volume was scaled by; None where the card asks for none, or `input_range`
-    was given. `findings` say how the volume differs from what the model was trained on. `rungs` are the sizes that were
-    given to the engine where its memory ran out, from the planned one down; else empty. `instances` and `table` are
-    what was asked for of objects and of blocks.
+    was given. `findings` say how the volume differs from what the model was trained on; none also where `is_compared`
+    says that it was not compared. `rungs` are the sizes that were given to the engine where its memory ran out, from
+    the planned one down; else empty. `instances` and `table` are what was asked for of objects and of blocks, `profile`
+    is where the time went, where that was asked for.
     """
 
     output: Path
@@ -63,10 +66,12 @@ class SegmentationResult:
     blocks_left: int = 0
     statistics: VolumeStatistics | None = None
     findings: tuple[Finding, ...] = ()
+    is_compared: bool = True
     level_choice: str | None = None
     rungs: tuple[Rung, ...] = ()
     instances: InstanceResult | None = None
     table: Path | None = None
+    profile: Profile | None = None
 
     @property
     def pixels_per_second(self) -> float:
@@ -87,13 +92,16 @@ def describe_run(
     engine: EngineDescription,
     spec: OutputSpec,
     *,
+    region: Region | None,
     input_range: tuple[float, float] | None,
     statistics: VolumeStatistics | None,
     findings: tuple[Finding, ...] | None,
 ) -> dict[str, Any]:
     """Return what an output says of the run that makes it, before the first block, as JSON values.
 
-    `findings` are None where the volume was not compared with the training images.
+    `region` is what was asked for, None for all of the volume: of an output that was made part by part, the last part
+    stands here, and the earlier ones in `parts`. `findings` are None where the volume was not compared with the
+    training images.
     """
     artifact, info = ready.artifact, ready.volume.info
     return {
@@ -101,6 +109,7 @@ def describe_run(
         "python": platform.python_version(),
         "platform": platform.platform(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "region": None if region is None else region.to_object(),
         "model": {
             "name": artifact.card.name,
             "source": artifact.source,
@@ -125,7 +134,7 @@ def describe_run(
 
 
 def describe_end(result: SegmentationResult, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an output says of a run that has ended."""
+    """Return what an output says of a run that has ended; `seconds` are of this part, as `started` and `region` are."""
     return {
         **provenance,
         "status": result.status,

@@ -48,9 +48,13 @@ class Begun:
 
     @property
     def parts(self) -> list[dict[str, Any]]:
-        """What is to be kept of the parts of the run before this one."""
+        """What is to be kept of the parts of the run before this one, the latest last.
+
+        `blocks_done` are all there were when it was over; `seconds` are None of a part that was broken off.
+        """
         earlier = self.provenance.get("parts")
-        this = {"started": self.provenance.get("started"), "blocks_done": self.n_blocks}
+        kept = {name: self.provenance.get(name) for name in ("started", "region", "seconds")}
+        this = {**kept, "blocks_done": self.n_blocks}
         return [*(earlier if isinstance(earlier, list) else []), this]
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from unet_deploy.errors import InterruptedRunError, ReadError
@@ -15,76 +14,42 @@ from unet_deploy.runtime._instance_merge import is_table
 from unet_deploy.runtime.block_runs import RunTotals, run_blocks, run_pyramid
 from unet_deploy.runtime.block_table import write_block_table
 from unet_deploy.runtime.drift import Finding, check_drift, describe_findings, require_no_drift
-from unet_deploy.runtime.engines import EngineDescription
-from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
+from unet_deploy.runtime.engines.cache import get_engine
 from unet_deploy.runtime.engines.runner import choose_runner
-from unet_deploy.runtime.execute import Job, Progress, ProgressCallback
-from unet_deploy.runtime.follow import Following, follow_blocks
+from unet_deploy.runtime.execute import Job, Progress
+from unet_deploy.runtime.follow import follow_blocks
 from unet_deploy.runtime.holding import hold, reason_to_hold
 from unet_deploy.runtime.instances import (
     InstanceResult,
-    InstanceRule,
     check_objects_table,
     default_table,
     finish_instances,
     number_instances,
 )
 from unet_deploy.runtime.journal import Journal, reopen_journal
+from unet_deploy.runtime.last_blocks import forget_lost_blocks
 from unet_deploy.runtime.layout import OutputSpec
-from unet_deploy.runtime.normalise import Normaliser, choose_normaliser
+from unet_deploy.runtime.normalise import choose_normaliser
 from unet_deploy.runtime.output import create_output, finish_output, mark_running, write_status
 from unet_deploy.runtime.output_paths import remove_partial_files
-from unet_deploy.runtime.place import Place
 from unet_deploy.runtime.preparation import Preparation
-from unet_deploy.runtime.region import Region
 from unet_deploy.runtime.results import SegmentationResult, class_fractions, describe_end, describe_run
 from unet_deploy.runtime.resume import fingerprint_of, is_unborn
-from unet_deploy.runtime.statistics import VolumeStatistics, measure_volume
+from unet_deploy.runtime.run_settings import Measured, Run
+from unet_deploy.runtime.statistics import measure_volume
+from unet_deploy.runtime.timeline import span
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A run that was checked and planned, and whose engine is open. Fields are as the parameters of `segment`."""
+class _Made:
+    """What became of the blocks: sums, how many were found done, and when what was over, by `time.perf_counter`."""
 
-    ready: Preparation
-    place: Place
-    spec: OutputSpec
-    rule: InstanceRule | None
-    """What an object is, where objects are to be numbered."""
-    table: Path | None
-    request: EngineRequest
-    engine: EngineDescription
-    threads: int
-    region: Region | None
-    following: Following | None
-    input_range: tuple[float, float] | None
-    is_strict: bool
-    retry_failed: bool
-    min_free_bytes: int
-    should_stop: Callable[[], bool]
-    should_pause: Callable[[], bool]
-    progress: ProgressCallback | None
-    started: float
-    """By `time.perf_counter`."""
-
-    @property
-    def cache_bytes(self) -> int:
-        """What a process may keep of decoded chunks: nothing of a volume that is still being written."""
-        is_written = self.following is not None or bool(self.ready.volume.info.grows)
-        return 0 if is_written else self.ready.plan.cache_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What was learnt of the volume's grey values: how they differ from training's, and how they are normalised."""
-
-    normaliser: Normaliser
-    statistics: VolumeStatistics | None
-    findings: tuple[Finding, ...] | None
-    """None where the volume was not compared."""
-    seconds: float
+    totals: RunTotals
+    found: int
+    prepared: float
+    executed: float
 
 
 def carry_out(run: Run, client: Any) -> SegmentationResult:
@@ -99,70 +64,97 @@ def carry_out(run: Run, client: Any) -> SegmentationResult:
     """
     if run.ready.level_choice is not None and run.ready.volume.info.level:
         logger.info(run.ready.level_choice)
-    info, plan = run.ready.volume.info, run.ready.plan
     with ExitStack() as held:
         held.callback(run.ready.volume.forget_chunks)
-        measured = _measure(run, client)
-        # What an engine computes from raw pixels is proved here, before anything is written.
-        choose_runner(get_engine(run.request), measured.normaliser, dtype=info.dtype, kinds=run.spec.kinds)
-        journal, provenance = _begin(run, measured)
+        with span("statistics"):
+            measured = _measure(run, client)
+        with span("prove"):  # what an engine computes from raw pixels, before anything is written
+            kinds, dtype = run.spec.kinds, run.ready.volume.info.dtype
+            choose_runner(get_engine(run.request), measured.normaliser, dtype=dtype, kinds=kinds)
+        with span("create output"):
+            journal, provenance = _begin(run, measured)
         held.enter_context(journal)
-        prepared = time.perf_counter()
-        if run.following is None and not info.grows:
-            totals = _make_blocks(run, measured, client, journal)
-            found = plan.count(run.region) - totals.blocks
-        else:  # a block may run several times
-            found = sum(not journal.is_due(i, retry_failed=True) for i in plan.order(run.region))
-            run, totals = _follow_blocks(run, measured, client, journal)
-            plan = run.ready.plan
+        run, made = _execute(run, measured, client, journal)
+        plan, begun = run.ready.plan, run.place.begun
+        if run.is_followed:
             provenance = {**provenance, **_description(run, measured, "volume", "plan")}
-        executed = time.perf_counter()
-        begun = run.place.begun
         part = None if begun is not None and begun.is_broken_off else plan.covered(run.region)
-        run_pyramid(run.spec, client, part=part, progress=run.progress)
-        write_status(run.spec, journal)
+        run_pyramid(run.spec, client, part=part, progress=run.progress, timeline=run.timeline)
+        with span("finish"):
+            write_status(run.spec, journal)
         finished = time.perf_counter()
-        is_whole = journal.n_recorded == plan.n_blocks
-        instances = _number(run, client) if is_whole else None
-        if run.table is not None:
-            write_block_table(run.table, journal, plan, class_names=[c.name for c in run.spec.classes])
-        failed = journal.failures()
-        seconds = {
-            "prepare": (prepared - run.started) - measured.seconds,
+        with span("objects"):
+            instances = _number(run, client) if journal.n_recorded == plan.n_blocks else None
+        with span("finish"):
+            if run.table is not None:
+                write_block_table(run.table, journal, plan, class_names=[c.name for c in run.spec.classes])
+            result = _result(run, measured, made, journal, instances, finished=finished)
+            _finish(run, result, provenance)
+    return result
+
+
+def _execute(run: Run, measured: Measured, client: Any, journal: Journal) -> tuple[Run, _Made]:
+    """Make the blocks; return the run with what the volume was in the end."""
+    prepared = time.perf_counter()
+    plan = run.ready.plan
+    if not run.is_followed:
+        totals = _make_blocks(run, measured, client, journal)
+        found = plan.count(run.region) - totals.blocks
+    else:  # a block may run several times
+        found = sum(not journal.is_due(i, retry_failed=True) for i in plan.order(run.region))
+        run, totals = _follow_blocks(run, measured, client, journal)
+    return run, _Made(totals=totals, found=found, prepared=prepared, executed=time.perf_counter())
+
+
+def _result(
+    run: Run,
+    measured: Measured,
+    made: _Made,
+    journal: Journal,
+    instances: InstanceResult | None,
+    *,
+    finished: float,
+) -> SegmentationResult:
+    plan, totals, failed = run.ready.plan, made.totals, journal.failures()
+    is_whole = journal.n_recorded == plan.n_blocks
+    return SegmentationResult(
+        output=run.place.target,
+        labels=run.place.target / run.spec.labels_path if "labels" in run.spec.kinds else None,
+        status="region" if not is_whole else "partial" if failed else "complete",
+        plan=plan,
+        engine=run.engine,
+        class_fractions=class_fractions(journal, run.ready.artifact.card),
+        seconds={
+            "prepare": (made.prepared - run.started) - measured.seconds,
             "statistics": measured.seconds,
-            "blocks": executed - prepared,
-            "pyramid": finished - executed,
+            "blocks": made.executed - made.prepared,
+            "pyramid": finished - made.executed,
             "instances": 0.0 if instances is None else instances.seconds,
             "read": totals.read_s,
             "infer": totals.infer_s,
             "write": totals.write_s,
             "total": time.perf_counter() - run.started,
-        }
-        result = SegmentationResult(
-            output=run.place.target,
-            labels=run.place.target / run.spec.labels_path if "labels" in run.spec.kinds else None,
-            status="region" if not is_whole else "partial" if failed else "complete",
-            plan=plan,
-            engine=run.engine,
-            class_fractions=class_fractions(journal, run.ready.artifact.card),
-            seconds=seconds,
-            pixels=totals.pixels,
-            failed=failed,
-            n_empty=journal.count("empty"),
-            blocks_found=found,
-            blocks_left=plan.n_blocks - journal.n_recorded,
-            statistics=measured.statistics,
-            findings=measured.findings or (),
-            level_choice=run.ready.level_choice,
-            rungs=totals.rungs,
-            instances=instances,
-            table=run.table,
-        )
-        source = "../../" if "probabilities" in run.spec.kinds else None
-        if instances is not None and run.rule is not None:
-            finish_instances(run.spec, provenance=instances.to_object(run.rule), source=source)
-        finish_output(run.spec, provenance=describe_end(result, provenance), source=source)
-    return result
+        },
+        pixels=totals.pixels,
+        failed=failed,
+        n_empty=journal.count("empty"),
+        blocks_found=made.found,
+        blocks_left=plan.n_blocks - journal.n_recorded,
+        statistics=measured.statistics,
+        findings=measured.findings or (),
+        is_compared=measured.findings is not None,
+        level_choice=run.ready.level_choice,
+        rungs=totals.rungs,
+        instances=instances,
+        table=run.table,
+    )
+
+
+def _finish(run: Run, result: SegmentationResult, provenance: Mapping[str, Any]) -> None:
+    source = "../../" if "probabilities" in run.spec.kinds else None
+    if result.instances is not None and run.rule is not None:
+        finish_instances(run.spec, provenance=result.instances.to_object(run.rule), source=source)
+    finish_output(run.spec, provenance=describe_end(result, provenance), source=source)
 
 
 def _measure(run: Run, client: Any) -> Measured:
@@ -230,6 +222,8 @@ def _begin(run: Run, measured: Measured) -> tuple[Journal, dict[str, Any]]:
     try:
         remove_partial_files(run.place.target)
         mark_running(run.spec, provenance)
+        if run.place.begun.is_broken_off:
+            forget_lost_blocks(journal, run.spec, run.ready.plan)
         if run.place.again:
             journal.forget(run.ready.plan.order(run.region))
     except BaseException:
@@ -244,6 +238,7 @@ def _description(run: Run, measured: Measured, *names: str) -> dict[str, Any]:
         run.ready,
         run.engine,
         run.spec,
+        region=run.region,
         input_range=run.input_range,
         statistics=measured.statistics,
         findings=measured.findings,
@@ -319,6 +314,7 @@ def _run_blocks(
         normaliser=measured.normaliser,
         engine=run.request,
         output=run.spec,
+        is_recorded=run.timeline is not None,
     )
 
     def reason() -> str | None:
@@ -334,6 +330,7 @@ def _run_blocks(
         hold=lambda due: hold(due, reason),
         should_stop=run.should_stop,
         progress=run.progress,
+        timeline=run.timeline,
     )
 
 

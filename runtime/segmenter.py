@@ -17,8 +17,11 @@ import numpy.typing as npt
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.dask_array import segment_array, segment_pixels
 from unet_deploy.runtime.dask_client import connect
+from unet_deploy.runtime.engine_costs import CAUTIOUS
 from unet_deploy.runtime.engines.cache import EngineFactory, drop_engines
+from unet_deploy.runtime.expected_costs import expect_costs
 from unet_deploy.runtime.pipeline import SegmentationResult, segment
+from unet_deploy.runtime.plan import count_in_flight
 from unet_deploy.runtime.preparation import resolve_model
 
 
@@ -94,7 +97,9 @@ class Segmenter:
     def segment(self, volume: str | Path, **options: Any) -> SegmentationResult:
         """Segment a volume into a store; parameters, result and errors as of `segment`."""
         if self._client is None:
-            self._client = self._held.enter_context(connect(self._scheduler, self._scheduler_file))
+            self._client = self._held.enter_context(
+                connect(self._scheduler, self._scheduler_file, threads=self._count_in_flight())
+            )
         return segment(
             volume, model=self.artifact, scheduler=self._client, keep_engine=True, **{**self._options, **options}
         )
@@ -106,3 +111,9 @@ class Segmenter:
     def segment_pixels(self, pixels: npt.NDArray[Any], **options: Any) -> npt.NDArray[np.uint8]:
         """Return the segmentation of an array in memory; parameters and errors as of `segment_array`."""
         return segment_pixels(pixels, model=self.artifact, **{**self._options, **options})
+
+    def _count_in_flight(self) -> int:
+        if self._options["engine_factory"] is not None:
+            return count_in_flight(CAUTIOUS)
+        asked = {name: self._options[name] for name in ("device", "engine", "threads")}
+        return count_in_flight(expect_costs(self.artifact, **asked))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_deploy.geometry import AxisTile, Geometry, Interval, mirror_index, mirrored_source
+from unet_deploy.runtime.timeline import span
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,13 @@ def plan_window(geometry: Geometry, tiles: Sequence[AxisTile], extent: int) -> W
     source = mirrored_source(needed, extent)
     if needed == window == source:
         return WindowPlan(window, source, None)
-    index = tuple(
-        mirror_index(min(i, needed.stop - 1), extent) - source.start for i in range(window.start, window.stop)
-    )
-    return WindowPlan(window, source, index)
+    return WindowPlan(window, source, _find_positions(window, needed.stop - 1, extent, source.start))
+
+
+@lru_cache(maxsize=64)  # of a run's windows few are at a border, and many blocks have the same
+def _find_positions(window: Interval, last: int, extent: int, first: int) -> tuple[int, ...]:
+    """Return where within a source that begins at `first` the pixels of a window come from."""
+    return tuple(mirror_index(min(i, last), extent) - first for i in range(window.start, window.stop))
 
 
 def spread(pixels: npt.NDArray[Any], y: WindowPlan, x: WindowPlan) -> npt.NDArray[Any]:
@@ -78,8 +83,9 @@ def spread(pixels: npt.NDArray[Any], y: WindowPlan, x: WindowPlan) -> npt.NDArra
         (..., y, x) of the same dtype, exactly ``y.window`` × ``x.window``; `pixels` itself where nothing is mirrored.
     """
     assert pixels.shape[-2:] == (y.source.size, x.source.size), (pixels.shape, y.source, x.source)
-    if y.index is not None:
-        pixels = np.take(pixels, y.index, axis=-2)
-    if x.index is not None:
-        pixels = np.take(pixels, x.index, axis=-1)
+    with span("mirror"):
+        if y.index is not None:
+            pixels = np.take(pixels, y.index, axis=-2)
+        if x.index is not None:
+            pixels = np.take(pixels, x.index, axis=-1)
     return pixels

@@ -26,6 +26,16 @@ settings.register_profile(
 settings.load_profile("unet-deploy")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no test see, or change, what `unet-deploy bench` found out about this machine."""
+    home = str(tmp_path_factory.mktemp("home"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", home)
+        patch.setenv("USERPROFILE", home)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded_torch() -> None:
     """Start every test from the same random numbers: a network drawn at random may be dead, and prove nothing."""

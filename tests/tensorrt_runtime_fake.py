@@ -389,7 +389,7 @@ def network_of(artifact: Artifact, profiles: Sequence[Profile], form: ByteForm |
     geometry, network = artifact.card.geometry, artifact.card.network
     channels, classes = network.in_channels, network.classes
     image = "image" if form is None else "raw"
-    inputs: dict[str, Any] = {image: (np.float32 if form is None else np.uint8, (-1, channels, -1, -1))}
+    inputs: dict[str, Any] = {image: (np.dtype("float32" if form is None else form.dtype), (-1, channels, -1, -1))}
     outputs: dict[str, Any] = {}
     if form is None:
         outputs["logits"] = (np.float32, (-1, classes, -1, -1))

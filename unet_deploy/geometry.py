@@ -18,6 +18,7 @@ Coordinates are absolute and intervals half-open; a window may start before 0 an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 
 from unet_deploy.errors import ConfigurationError, TileNotLegalError
@@ -319,6 +320,7 @@ def mirror_index(index: int, extent: int) -> int:
     return position if position < extent else period - position
 
 
+@lru_cache(maxsize=64)  # of a run's windows few are at a border, and many blocks have the same
 def mirrored_source(window: Interval, extent: int) -> Interval:
     """Return the smallest interval of real pixels that holds everything `window` reflects to.
 

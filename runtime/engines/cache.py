@@ -7,13 +7,15 @@ request: workers then use the same engine or fail, so that no two blocks of one 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines import CheckedEngine, Engine, EngineDescription, open_engine
 from unet_deploy.runtime.engines.symmetries import SymmetricEngine, TileEngine
+from unet_deploy.runtime.timeline import carried, span
 
 EngineFactory = Callable[[Artifact], Engine]
 MAX_ENGINES = 2
@@ -94,6 +96,22 @@ def settle_engine(request: EngineRequest) -> tuple[EngineRequest, EngineDescript
     return replace(request, engine=name), description
 
 
+@contextmanager
+def getting_ready(request: EngineRequest) -> Iterator[None]:
+    """Let this process's engine prepare for the batches of a run in a thread, while other things are prepared here."""
+    engine, shape = _CACHE.get(request), request.batch_shape
+    if not engine.gets_ready or shape is None:
+        yield
+        return
+    with span("compile"):
+        thread = threading.Thread(target=carried(engine.get_ready), args=(shape,), name="engine")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
 def drop_engine(request: EngineRequest) -> None:
     """Let go of this process's engine for the request."""
     _CACHE.drop(request)
@@ -116,6 +134,11 @@ def _key(request: EngineRequest) -> Key:
 
 
 def _open(request: EngineRequest) -> CheckedEngine:
+    with span("open engine"):
+        return _open_now(request)
+
+
+def _open_now(request: EngineRequest) -> CheckedEngine:
     if request.factory is not None:
         return CheckedEngine(request.factory(request.artifact), request.artifact.card).open()
     return open_engine(

@@ -1,7 +1,8 @@
 """An engine with everything that is checked alike for all of them.
 
 1. What goes in and comes out has the shapes and types it must have.
-2. One batch runs at a time, so that memory is that of one batch, however many threads prepare and write.
+2. One batch runs at a time, so that memory is that of one batch, however many threads prepare and write. Raw batches
+   of several threads follow each other in one stream (`runtime.engines.feed`).
 3. The card's test tensor is replayed when the engine is opened, and again from raw pixels where those are to be used.
 4. However an engine says that memory ran out, it becomes a `DeviceMemoryError` here; `ladder` remembers what held.
 5. `answers` are what it said of constant tiles; they go when it is closed.
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from unet_deploy.runtime.engines.base import (
     Verdict,
 )
 from unet_deploy.runtime.engines.constant_tiles import ConstantAnswers
+from unet_deploy.runtime.engines.feed import Feed, Load
 from unet_deploy.runtime.engines.memory import Ladder, is_out_of_memory
 from unet_deploy.runtime.normalise import normaliser_of_image, to_labels, to_probabilities
 from unet_deploy.runtime.tolerances import TOLERANCES
@@ -53,6 +55,8 @@ class CheckedEngine:
         self._lock = threading.RLock()
         self._is_open = False
         self._forms: dict[ByteForm, bool] = {}
+        self._form: ByteForm | None = None  # the last that was opened
+        self._feed = Feed()
         self.classes = card.network.classes
         self.geometry: Geometry = card.geometry
         self.ladder = Ladder()
@@ -101,11 +105,22 @@ class CheckedEngine:
             If the device has no memory for it. What else the engine raises passes through.
         """
         shape = self._require_batch(batch, "float32")
-        with self._lock, self._telling_memory():
+        with self.reserved(), self._telling_memory():
             logits = self._engine.infer(batch)
         assert logits.shape == shape, logits.shape
         assert logits.dtype == np.float32, logits.dtype
         return logits
+
+    @property
+    def gets_ready(self) -> bool:
+        """Whether the engine prepares something for each shape of a batch."""
+        return hasattr(self._engine, "get_ready")
+
+    def get_ready(self, shape: tuple[int, ...]) -> None:
+        """Prepare for batches (n, c, y, x), which else the first of them waits for; what fails then is said then."""
+        preparing: Any = self._engine
+        with self.reserved(), suppress(Exception):  # each engine has its own
+            preparing.get_ready(shape)
 
     def open_bytes(self, form: ByteForm) -> bool:
         """Get ready for raw batches; False if the engine does not take them. Cheap when asked again.
@@ -116,14 +131,61 @@ class CheckedEngine:
             If results from raw pixels are not those from normalised ones.
         """
         assert self._is_open, "the engine is not open"
-        with self._lock, self._telling_memory():
-            if not self._forms.get(form, True) or not hasattr(self._engine, "open_bytes"):
-                return False
+        if not self._forms.get(form, True) or not hasattr(self._engine, "open_bytes"):
+            return False
+        if form == self._form:  # said without waiting for the engine, which another block may have
+            return True
+        with self.reserved(), self._telling_memory():
+            self._form = None
             is_taken = bool(self._engine.open_bytes(form))
             if is_taken and form not in self._forms:
                 self._replay_bytes(form)
             self._forms[form] = is_taken
+            self._form = form if is_taken else None
             return is_taken
+
+    def feed(
+        self,
+        batches: Callable[[], Iterator[RawBatch]],
+        form: ByteForm,
+        *,
+        n_batches: int,
+        take: Callable[[int, ByteResult], None],
+        gain: Batch,
+        offset: Batch,
+    ) -> None:
+        """Run raw batches, and return when the last result was taken; `open_bytes` comes first.
+
+        Those of another thread may be computed before and after, in one stream: safe to call from several threads.
+
+        Parameters
+        ----------
+        batches
+            Begins them, as `stream` takes them; asked for in any thread. Where the stream failed while another thread's
+            were on their way, too, they are begun anew, alone.
+        form, gain, offset
+            As of `stream`.
+        n_batches
+            How many they are.
+        take
+            Called with the number and the result of each, in order, in any thread. A result is valid until it returns.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If the device has no memory for a batch; results before it were taken.
+        """
+        load = Load(form=form, gain=gain, offset=offset, batches=batches(), n_batches=n_batches, take=take)
+        try:
+            self._feed.run(load, self._lock, self._start)
+        except MemoryError:  # it will be tried with less
+            raise
+        except Exception:  # an engine may raise anything
+            if load.is_alone:
+                raise
+            with self.reserved():
+                for number, result in enumerate(self._start(load, batches())):
+                    take(number, result)
 
     def stream(
         self, batches: Iterable[RawBatch], form: ByteForm, *, gain: Batch, offset: Batch
@@ -152,8 +214,8 @@ class CheckedEngine:
                 yield batch
 
         streamer: Any = self._engine
-        with self._telling_memory():
-            for result in streamer.stream(checked(), gain=gain, offset=offset):
+        with self._telling_memory(), closing(streamer.stream(checked(), gain=gain, offset=offset)) as results:
+            for result in results:
                 _require_result(result, form, shapes.popleft())
                 yield result
         assert not shapes, "the engine has kept results"
@@ -165,18 +227,26 @@ class CheckedEngine:
         Were two blocks to take turns batch by batch, both would come to their writing at once, with the engine idle.
         """
         with self._lock:
+            self._feed.pause()
             yield
 
     def close(self) -> None:
         """Free everything; may be called twice."""
         if self._is_open:
-            self._is_open = False
-            self.answers.clear()
-            self._engine.close()
+            with self.reserved():
+                self._is_open = False
+                self.answers.clear()
+                self._engine.close()
 
     def describe(self) -> EngineDescription:
         """Say what runs the network, and how it was chosen."""
         return replace(self._engine.describe(), choice=self.choice)
+
+    def _start(self, load: Load, batches: Iterator[RawBatch]) -> Iterator[ByteResult]:
+        """Begin a stream; another form may have been opened since the load came into line."""
+        is_taken = self.open_bytes(load.form)
+        assert is_taken, load.form
+        return self.stream(batches, load.form, gain=load.gain, offset=load.offset)
 
     def _require_batch(self, batch: RawBatch, dtype: str) -> tuple[int, ...]:
         """Return the shape of a batch's logits."""

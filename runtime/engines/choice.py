@@ -4,7 +4,8 @@
    comes before the CPU.
 2. What is asked for by name, device or engine, is used, or is an error that says what is missing.
 3. Where there is no GPU, nothing of an engine for one is imported.
-4. Otherwise engines are tried in order. One is taken if its package is installed, it opens the model, and it reproduces
+4. What was measured on this very machine (`engines.measured_order`) comes before an order that was measured elsewhere.
+5. Otherwise engines are tried in order. One is taken if its package is installed, it opens the model, and it reproduces
    the test tensor; of every other one the verdict is kept, and becomes part of the provenance.
 """
 
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from unet_deploy.errors import (
     DeviceError,
@@ -29,6 +31,7 @@ from unet_deploy.errors import (
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines.base import Engine, EngineOptions, Verdict
 from unet_deploy.runtime.engines.checked import CheckedEngine
+from unet_deploy.runtime.engines.measured_order import order_as_measured
 from unet_deploy.runtime.machine import Gpus, ask_driver
 from unet_deploy.runtime.tolerances import TOLERANCES
 
@@ -207,6 +210,24 @@ def candidates(device: str, engine: str | None = None, *, precision: str = "fp32
     return tuple(known[name] for order in orders[kind] for name in order.names)
 
 
+def ordered_candidates(
+    artifact: Artifact,
+    *,
+    device: str = "auto",
+    engine: str | None = None,
+    threads: int = 0,
+    costs_folder: Path | None = None,
+) -> tuple[tuple[EngineKind, ...], dict[str, str]]:
+    """Return the engines to try for an artifact in order, and the reason by kind of device where it was measured here.
+
+    Parameters and exceptions as of `open_engine`.
+    """
+    kinds = candidates(device, engine, precision=artifact.card.precision)
+    if len(kinds) == 1:
+        return kinds, {}
+    return order_as_measured(kinds, artifact, device=device, threads=threads, folder=costs_folder)
+
+
 def open_engine(
     artifact: Artifact,
     *,
@@ -214,6 +235,7 @@ def open_engine(
     engine: str | None = None,
     threads: int = 0,
     batch_shape: tuple[int, int, int, int] | None = None,
+    costs_folder: Path | None = None,
 ) -> CheckedEngine:
     """Open an engine for `device` and replay the artifact's test tensor on it.
 
@@ -225,13 +247,15 @@ def open_engine(
         auto, cpu, cuda or cuda:i. What is asked for by name is used, or is an error. ``auto`` is the first GPU, or the
         CPU where there is none that can be used.
     engine
-        An engine's name, to insist on it; None takes the first of the device's engines, in the order of `CUDA_ORDER`
-        or `CPU_ORDERS`, that is installed, opens the model and passes the test tensor. ``describe().choice`` says what
-        was found about each.
+        An engine's name, to insist on it; None takes the first of the device's engines, in the order measured on this
+        machine, else of `CUDA_ORDER` or `CPU_ORDERS`, that is installed, opens the model and passes the test tensor.
+        ``describe().choice`` says what was found about each.
     threads
         Threads within one operator on the CPU; 0 leaves it to the engine.
     batch_shape
         The (n, c, y, x) that most batches will have, for engines that are built for one; None if it is not known.
+    costs_folder
+        Where is kept what was measured on this machine; None for the user's own folder.
 
     Raises
     ------
@@ -249,11 +273,21 @@ def open_engine(
     from unet_deploy.runtime.planned import settle_engine_name  # which imports this package
 
     engine = settle_engine_name(artifact, engine, batch_shape)
-    return choose(candidates(device, engine, precision=artifact.card.precision), artifact, options)
+    kinds, whys = ordered_candidates(artifact, device=device, engine=engine, threads=threads, costs_folder=costs_folder)
+    return choose(kinds, artifact, options, whys=whys)
 
 
-def choose(kinds: Sequence[EngineKind], artifact: Artifact, options: EngineOptions | None = None) -> CheckedEngine:
-    """Return the first engine that works, open; if it is the only candidate, its error is the answer."""
+def choose(
+    kinds: Sequence[EngineKind],
+    artifact: Artifact,
+    options: EngineOptions | None = None,
+    *,
+    whys: Mapping[str, str] | None = None,
+) -> CheckedEngine:
+    """Return the first engine that works, open; if it is the only candidate, its error is the answer.
+
+    `whys` has the reason for the order, by kind of device, where it is not that of `CUDA_ORDER` and `CPU_ORDERS`.
+    """
     options = options or EngineOptions()
     failures: list[tuple[str, UnetDeployError]] = []
     for index, kind in enumerate(kinds):
@@ -268,7 +302,8 @@ def choose(kinds: Sequence[EngineKind], artifact: Artifact, options: EngineOptio
             logger.log(level, "engine %s passed over: %s", kind.name, _verdict(error))
             continue
         order = CUDA_ORDER if kind.device == "cuda" else CPU_ORDERS[artifact.card.precision]
-        taken = "asked for" if len(kinds) == 1 else f"first of those that work ({order.why})"
+        why = (whys or {}).get(kind.device, order.why)
+        taken = "asked for" if len(kinds) == 1 else f"first of those that work ({why})"
         opened.choice = (
             *(Verdict(engine=name, verdict=_verdict(error)) for name, error in failures),
             Verdict(engine=kind.name, verdict=taken, is_taken=True),

@@ -33,8 +33,11 @@ INSTALL = "pip install 'unet-deploy[gpu]'"
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 
 
-def cuda_provider(index: int) -> Provider:
-    """Return the CUDA provider of GPU `index`, with the options that the module gives reasons for."""
+def cuda_provider(index: int, *, prefers_nhwc: bool = False, use_graphs: bool = False) -> Provider:
+    """Return the CUDA provider of GPU `index`, with the options that the module gives reasons for.
+
+    With `prefers_nhwc`, convolutions compute channels last; with `use_graphs`, a batch is launched as one CUDA graph.
+    """
     return Provider(
         name=PROVIDER,
         memory="cuda",
@@ -47,9 +50,12 @@ def cuda_provider(index: int) -> Provider:
             "cudnn_conv_use_max_workspace": "1",  # or the fastest algorithms are out of the question
             "do_copy_in_default_stream": "1",
             "use_tf32": "0",
+            **({"prefer_nhwc": "1"} if prefers_nhwc else {}),
+            **({"enable_cuda_graph": "1"} if use_graphs else {}),
         },
         config={"session.disable_cpu_ep_fallback": "1", "session.record_ep_graph_assignment_info": "1"},
         checks_nodes=True,
+        captures=use_graphs,
     )
 
 
@@ -71,8 +77,11 @@ class OnnxruntimeCudaEngine(OnnxruntimeEngine):
         The artifact.
     options
         Which GPU, and the CPU threads of what little is left to it.
-    provider, packages
-        Where to compute, and what is installed; for tests on machines without a GPU.
+    provider
+        Where to compute; `cuda_provider` of the GPU by default. What channels last and graphs gain, benchmarks/gpu.py
+        measures.
+    packages
+        What is installed; for tests on machines without a GPU.
 
     Raises
     ------

@@ -52,7 +52,7 @@ class OpenvinoEngine:
 
     def open(self) -> None:
         """Read the graph; the first batch of a shape compiles it."""
-        openvino = _import_openvino()
+        openvino = import_openvino()
         version = str(openvino.__version__).split("-", maxsplit=1)[0]
         core = openvino.Core()
         core.set_property(PLUGIN, self._settings())
@@ -69,6 +69,10 @@ class OpenvinoEngine:
                 fix="export the model again with this release",
             ) from error
         self._core, self._model, self._version = core, model, version
+
+    def get_ready(self, shape: tuple[int, ...]) -> None:
+        """Compile the graph for batches of a shape, which else the first of them waits for."""
+        self._request(shape)
 
     def infer(self, batch: Batch) -> Batch:
         """Return the logits of a batch."""
@@ -112,7 +116,14 @@ class OpenvinoEngine:
         return request
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
+    """Return the package.
+
+    Raises
+    ------
+    MissingDependencyError, DeviceError
+        If it is not installed; if it is, and cannot be loaded.
+    """
     try:
         with _without_telemetry():
             import openvino

@@ -3,30 +3,37 @@
 1. A `TileWork` carries both maps: the raw pixels, as a view of the window, and the views that its results go to.
 2. `HostRunner` normalises here, has the engine compute logits, and turns them into bytes here.
 3. `ByteRunner` sends raw pixels and gets bytes; the engine computes while later tiles are gathered and earlier ones
-   written. Bytes cannot hold a NaN: a tile whose logits do not sum to a number goes through the host once more, which
-   then says whether a pixel that is kept is meant.
-4. `choose_runner` takes the second where the engine offers it. Its input is value · gain + offset in float32, which
-   loses what `MAX_OFFSET` bounds; a volume of tiny contrast on a high pedestal is normalised on the host.
+   written, and goes on with the next block's without a pause (`engines.feed`). Bytes cannot hold a NaN: a tile whose
+   logits do not sum to a number goes through the host once more, which then says whether a pixel that is kept is meant.
+4. `choose_runner` takes the second where the engine offers it, if need be for the same pixels as float32. Its input is
+   value · gain + offset in float32, which loses what `MAX_OFFSET` bounds; a volume of tiny contrast on a high pedestal
+   is normalised on the host.
 5. `answer_constant_tiles` comes before either: tiles of one grey value never join a batch.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from unet_deploy.runtime.engines.base import Batch, ByteForm
+from unet_deploy.runtime.engines.base import Batch, ByteForm, ByteResult
 from unet_deploy.runtime.engines.constant_tiles import Answer, AnswerKey, constant_values
 from unet_deploy.runtime.engines.symmetries import TileEngine
 from unet_deploy.runtime.layout import Kind
 from unet_deploy.runtime.normalise import Normaliser, is_finite, to_labels, to_probabilities
+from unet_deploy.runtime.timeline import marker, span
 
 Bytes = npt.NDArray[np.uint8]
+AS_FLOAT = ("uint16", "int16", "float16")
+"""What float32 holds without loss: an engine that takes no such pixels may take them as that."""
 MAX_OFFSET = 256.0
 """Of normalised values, which are of the order of 1: float32 has then 16 bits left below the point."""
 
@@ -56,6 +63,9 @@ class TileWork:
 class Runner(Protocol):
     """What computes tiles."""
 
+    def reserved(self) -> AbstractContextManager[None]:
+        """Keep the engine to this thread for a block, where its batches would else take turns with another's."""
+
     def run(self, groups: Iterable[Sequence[TileWork]]) -> Iterator[TileWork]:
         """Compute the tiles, a group a batch, and write their results; yield those whose logits are not all numbers."""
 
@@ -72,23 +82,30 @@ class HostRunner:
     def __init__(self, engine: TileEngine, normaliser: Normaliser) -> None:
         self._engine, self._normaliser = engine, normaliser
 
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep the engine."""
+        with ExitStack() as held:
+            with span("wait"):
+                held.enter_context(self._engine.reserved())
+            with span("hold"):
+                yield
+
     def run(self, groups: Iterable[Sequence[TileWork]]) -> Iterator[TileWork]:
         """Compute the tiles; see `Runner`."""
         inputs: Batch | None = None
         for group in groups:
             if inputs is None or inputs.shape[0] < len(group):
                 inputs = np.empty((len(group), *group[0].raw.shape), np.float32)
-            for work, place in zip(group, inputs, strict=False):
-                self._normaliser(work.raw, out=place)
-            for work, output in zip(group, self._engine.infer(inputs[: len(group)]), strict=True):
-                logits = output[:, *work.crop]
-                if not is_finite(logits):
-                    yield work
-                    continue
-                if work.labels is not None:
-                    work.labels[:] = to_labels(logits)
-                if work.probabilities is not None:
-                    to_probabilities(logits, out=work.probabilities)
+            with span("normalise"):
+                for work, place in zip(group, inputs, strict=False):
+                    self._normaliser(work.raw, out=place)
+            with span("infer", is_device=True):
+                outputs = self._engine.infer(inputs[: len(group)])
+            with span("label"):
+                wrong = [work for work, output in zip(group, outputs, strict=True) if not _label(work, output)]
+            del outputs  # gone before the next are made
+            yield from wrong
 
 
 class ByteRunner:
@@ -105,42 +122,67 @@ class ByteRunner:
     def __init__(self, engine: TileEngine, normaliser: Normaliser, form: ByteForm) -> None:
         self._engine, self._normaliser, self._form = engine, normaliser, form
 
+    def reserved(self) -> AbstractContextManager[None]:
+        """Keep nothing: blocks follow each other in the engine's line."""
+        return nullcontext()
+
     def run(self, groups: Iterable[Sequence[TileWork]]) -> Iterator[TileWork]:
         """Compute the tiles; see `Runner`."""
         gain, offset = self._normaliser.gain_and_offset()
-        sent: deque[Sequence[TileWork]] = deque()
-        suspect: list[TileWork] = []
-        for result in self._engine.stream(self._gather(groups, sent), self._form, gain=gain, offset=offset):
-            for i, work in enumerate(sent.popleft()):
-                if not np.isfinite(result.checksum[i]):
-                    suspect.append(work)
-                    continue
-                work.write(
-                    None if result.labels is None else result.labels[i],
-                    None if result.probabilities is None else result.probabilities[i],
-                )
-        assert not sent
+        every, suspect = [*groups], list[TileWork]()
+        sent_at: deque[float] = deque()
+        mark = marker()  # for this block, in whatever thread
+
+        def take(number: int, result: ByteResult) -> None:
+            mark("infer", sent_at.popleft(), time.perf_counter())
+            with span("label"):
+                for i, work in enumerate(every[number]):
+                    if not np.isfinite(result.checksum[i]):
+                        suspect.append(work)
+                        continue
+                    work.write(
+                        None if result.labels is None else result.labels[i],
+                        None if result.probabilities is None else result.probabilities[i],
+                    )
+
+        batches = partial(self._gather, every, sent_at)
+        with span("infer"):  # or wait for others, and gather and label for them
+            self._engine.feed(batches, self._form, n_batches=len(every), take=take, gain=gain, offset=offset)
         yield from HostRunner(self._engine, self._normaliser).run([work] for work in suspect)
 
-    def _gather(
-        self, groups: Iterable[Sequence[TileWork]], sent: deque[Sequence[TileWork]]
-    ) -> Iterator[npt.NDArray[Any]]:
+    def _gather(self, groups: Iterable[Sequence[TileWork]], sent_at: deque[float]) -> Iterator[npt.NDArray[Any]]:
         batch: npt.NDArray[Any] | None = None
+        sent_at.clear()  # it may be the second time
         for group in groups:
             if batch is None or batch.shape[0] < len(group):
                 batch = np.empty((len(group), *group[0].raw.shape), self._form.dtype)
-            for work, place in zip(group, batch, strict=False):
-                place[:] = work.raw
-            sent.append(group)
+            with span("gather"):
+                for work, place in zip(group, batch, strict=False):
+                    place[:] = work.raw
+            sent_at.append(time.perf_counter())
             yield batch[: len(group)]  # read before the next is asked for
+
+
+def _label(work: TileWork, output: Batch) -> bool:
+    """Write a tile's result from its logits; False, and nothing, where they are not all numbers."""
+    logits = output[:, *work.crop]
+    if not is_finite(logits):
+        return False
+    if work.labels is not None:
+        work.labels[:] = to_labels(logits)
+    if work.probabilities is not None:
+        to_probabilities(logits, out=work.probabilities)
+    return True
 
 
 def choose_runner(engine: TileEngine, normaliser: Normaliser, *, dtype: str, kinds: Sequence[Kind]) -> Runner:
     """Return what computes tiles of `dtype`; see the module."""
     _, offset = normaliser.gain_and_offset()
-    form = ByteForm(dtype=dtype, kinds=tuple(kinds))
-    if np.abs(offset).max() <= MAX_OFFSET and engine.open_bytes(form):
-        return ByteRunner(engine, normaliser, form)
+    if np.abs(offset).max() <= MAX_OFFSET:
+        for sent in (dtype, "float32") if dtype in AS_FLOAT else (dtype,):
+            form = ByteForm(dtype=sent, kinds=tuple(kinds))
+            if engine.open_bytes(form):
+                return ByteRunner(engine, normaliser, form)
     return HostRunner(engine, normaliser)
 
 

@@ -21,7 +21,7 @@ The test tensor is replayed through the plain network: this is a way of using it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -52,12 +52,19 @@ class TileEngine(Protocol):
         """Return logits (n, classes, y - 2·context, x - 2·context) for float32 (n, c, y, x)."""
 
     def open_bytes(self, form: ByteForm) -> bool:
-        """Tell whether raw batches can be streamed, and get ready for them."""
+        """Tell whether raw batches are taken, and get ready for them."""
 
-    def stream(
-        self, batches: Iterable[RawBatch], form: ByteForm, *, gain: Batch, offset: Batch
-    ) -> Iterator[ByteResult]:
-        """Yield the result of each raw batch in order; see `CheckedEngine.stream`."""
+    def feed(
+        self,
+        batches: Callable[[], Iterator[RawBatch]],
+        form: ByteForm,
+        *,
+        n_batches: int,
+        take: Callable[[int, ByteResult], None],
+        gain: Batch,
+        offset: Batch,
+    ) -> None:
+        """Run raw batches; see `CheckedEngine.feed`."""
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
@@ -139,17 +146,19 @@ class SymmetricEngine:
         return total
 
     def open_bytes(self, form: ByteForm) -> bool:  # noqa: ARG002  # no form can be taken
-        """Tell that raw batches cannot be streamed: the mean is one of logits, which bytes are not."""
+        """Tell that raw batches cannot be taken: the mean is one of logits, which bytes are not."""
         return False
 
-    def stream(  # `open_bytes` says that it is not to be used
+    def feed(  # `open_bytes` says that it is not to be used
         self,
-        batches: Iterable[RawBatch],  # noqa: ARG002
+        batches: Callable[[], Iterator[RawBatch]],  # noqa: ARG002
         form: ByteForm,  # noqa: ARG002
         *,
+        n_batches: int,  # noqa: ARG002
+        take: Callable[[int, ByteResult], None],  # noqa: ARG002
         gain: Batch,  # noqa: ARG002
         offset: Batch,  # noqa: ARG002
-    ) -> Iterator[ByteResult]:
+    ) -> None:
         """Not to be used, as `open_bytes` says."""
         raise AssertionError("the mean over symmetries has no byte form")
 

@@ -31,8 +31,8 @@ N_SLOTS = 3
 """One batch on its way in, one computed, one on its way out."""
 DEFAULT_BATCH, DEFAULT_SIDE = 4, 572
 """What a plan is built for when nobody says what will come; the side is the paper's."""
-BYTE_DTYPE = "uint8"
-"""TensorRT has no uint16."""
+RAW_DTYPES = ("uint8", "float32")
+"""TensorRT has no uint16, whose values float32 holds."""
 RTX_WITHOUT = range(9, 12)
 """Major compute capabilities of data centres (H100, H200, B200) that TensorRT-RTX has no code for."""
 RTX_OLDEST = (7, 5)
@@ -111,8 +111,8 @@ class TensorrtEngine:
         return logits
 
     def open_bytes(self, form: ByteForm) -> bool:
-        """Load the network that begins at raw pixels; return False if they are not bytes, or a plan has no such."""
-        if form.dtype != BYTE_DTYPE or not has_form(self._artifact, form):
+        """Load the network that begins at raw pixels; False if they are none of `RAW_DTYPES`, or a plan has no such."""
+        if form.dtype not in RAW_DTYPES or not has_form(self._artifact, form):
             return False
         self._form = form
         self._pipeline(form)

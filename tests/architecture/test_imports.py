@@ -67,8 +67,9 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
     "cuda": ((f"{ENGINES}.tensorrt*",), "streams and pinned memory belong to the engine that uses them"),
     "zarr": (
         (
-            "unet_deploy.runtime.volume",  # opens what is read
+            "unet_deploy.runtime._opened_volume",  # opens what is read
             "unet_deploy.runtime.output",  # creates what is written
+            "unet_deploy.runtime.last_blocks",  # reads it again where it may have been lost
             "unet_deploy.runtime._chunk_guard",  # stands between a chunk and its decoder
             "unet_deploy.runtime._chunk_store",  # and between a file and its chunk
             "unet_deploy.runtime._remote_store",  # and between a server and its chunks
@@ -83,7 +84,8 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
         (
             "unet_deploy.runtime._chunk_guard",  # decodes behind the guard
             "unet_deploy.runtime.diagnosis",  # tells which codecs work
-            "unet_deploy.runtime.output",  # compresses what is written
+            "unet_deploy.runtime.output",  # says how what is written is compressed
+            "unet_deploy.runtime.chunk_writer",  # compresses it
         ),
         "codecs are where untrusted bytes are inflated",
     ),

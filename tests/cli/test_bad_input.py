@@ -263,6 +263,16 @@ def memory_that_holds_no_tile(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--max-memory", "10MiB"
 
 
+@bad(
+    "configuration",
+    "--max-memory 4 came, a size with its unit was expected",
+    "units are B, kB, MB, GB and TB, or KiB, MiB, GiB and TiB",
+    fix="--max-memory 4GB",
+)
+def memory_without_a_unit(folder: Path) -> tuple[str, ...]:
+    return "segment", "v.zarr", "--max-memory", "4"
+
+
 @bad("unknown-name", "unknown device: 'gpu'", "known: auto, cpu, cuda", fix="did you mean 'cpu'?")
 def an_unknown_device(folder: Path) -> tuple[str, ...]:
     return "segment", "v.zarr", "--device", "gpu"
@@ -320,6 +330,15 @@ def a_network_that_normalises_each_tile(folder: Path) -> tuple[str, ...]:
 
 
 # ---- places
+
+
+@bad(
+    "usage",
+    "two places came to write to: out.zarr, and the volume's own labels cells",
+    fix="leave out --output or --into-labels",
+)
+def two_places(folder: Path) -> tuple[str, ...]:
+    return "segment", "v.zarr", "--output", "out.zarr", "--into-labels", "cells"
 
 
 @bad("output-exists", "the output out.zarr exists", fix="--overwrite")

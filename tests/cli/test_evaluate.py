@@ -251,6 +251,19 @@ def test_a_model_segments_first(cli: Cli, segmentation: Path, tiny_model: Path, 
     assert snapshot(tmp_path) == before
 
 
+def test_what_cells_need_is_said_before_a_model_segments(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "t.tif", cells())
+    write(tmp_path / "v.zarr", make_pixels((2, 32, 32)))
+    monkeypatch.setitem(sys.modules, "scipy", None)  # what an absent package does
+    assert cli("evaluate", "v.zarr", "t.tif", "-m", tiny_model, "--kind", "classes", "--positive", "0").code == 0
+    outcome = cli("evaluate", "v.zarr", "t.tif", "-m", tiny_model)
+    assert outcome.code == 5
+    assert "finding the cells of a segmentation needs the package 'scipy', which is not installed" in outcome.err
+    assert "segment" not in outcome.err.replace("a segmentation", "")
+
+
 def number_objects(labels: Array, *, min_size: int = 0) -> Array:
     return number_components(labels != 0, min_size=min_size).astype(np.uint16)
 
@@ -567,10 +580,12 @@ def test_the_text_of_a_png_needs_pillow(cli: Cli, tmp_path: Path, monkeypatch: p
     write(tmp_path / "p.tif", with_gap())
     write(tmp_path / "t.tif", cells())
     monkeypatch.setitem(sys.modules, "PIL", None)  # what an absent package does
-    outcome = cli("evaluate", "p.tif", "t.tif", "--report", "r.png")
-    assert outcome.code == 5
-    assert "a report as PNG needs the package 'pillow', which is not installed" in outcome.err
-    assert not (tmp_path / "r.png").exists()
+    for report in ("r.png", "r"):
+        outcome = cli("evaluate", "p.tif", "t.tif", "--report", report)
+        assert outcome.code == 5
+        assert "a report as PNG needs the package 'pillow', which is not installed" in outcome.err
+        assert "kind: " not in outcome.err  # before anything was read
+        assert not (tmp_path / report).exists()
     assert cli("evaluate", "p.tif", "t.tif", "--report", "r.html").code == 0
 
 
@@ -647,6 +662,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str, str]] = {
     "a float prediction of classes": (
         ("float.tif", "t.tif", "--kind", "classes"), 3, "slice z=0 of the prediction is float32", "--kind membranes",
     ),
+    "colour pictures": (
+        ("colour", "t_folder", "--kind", "classes"), 3,
+        "slice 0 has the shape (32, 32, 3), (y, x) with one channel was expected", "image[..., 0] if all channels",
+    ),
     "negative labels": (
         ("negative.tif", "t.tif", "--kind", "instances"), 3, "slice z=0 of the prediction holds the label -1", "from 0",
     ),
@@ -715,6 +734,7 @@ def prepare(folder: Path) -> None:
     write(folder / "odd.tif", odd)
     write(folder / "p_folder", truth[:1])
     write(folder / "t_folder", truth)
+    write(folder / "colour", np.stack([truth] * 3, axis=-1))
     result, _ = write_challenge(folder)
     (result / "mask001.tif").unlink()
     (folder / "old.html").write_text("an earlier report")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from tests.conftest import Outcome
 from tests.contract.volumes import chunk_files, write_image
 from tests.tiny import make_pixels
 from unet_deploy.cli._options import parse_following
+from unet_deploy.cli._summary import describe_profile
+from unet_deploy.runtime.device_use import DeviceUse
+from unet_deploy.runtime.profile import Profile, Stage
 
 Cli = Callable[..., Outcome]
 FLAGS = ("--engine", "onnxruntime-cpu")
@@ -70,9 +74,11 @@ def test_following_ends_after_ten_minutes_without_news_unless_told() -> None:
 
 
 def test_a_part_says_what_is_left(cli: Cli, volume: Path, tiny_model: Path) -> None:
-    planned = json.loads(cli("plan", volume.name, "--model", tiny_model, "--no-probe", "--plane", "1", "--json").out)
+    flags = ("plan", volume.name, "--model", tiny_model, "--no-probe", "--json")
+    planned, all_of_it = json.loads(cli(*flags, "--plane", "1").out), json.loads(cli(*flags).out)
     n, deep = planned["blocks"], planned["block"][0]
     assert (n > 1, planned["blocks_wanted"]) == (True, 1)
+    assert planned["disk_bytes"] == -(-all_of_it["disk_bytes"] // n)  # of the blocks of the region
     part = cli("segment", volume.name, "--model", tiny_model, *FLAGS, "--plane", "1")
     assert part.code == 0
     rows = dict(line.split("  ", 1) for line in part.out.splitlines())
@@ -102,3 +108,69 @@ def test_a_partial_result_is_json_too_and_dask_prints_no_traceback(cli: Cli, vol
     assert failed["reason"].startswith("ReadError: ")
     assert "Traceback" not in done.err
     assert done.err.count("error[partial-result]: ") == 1
+
+
+def test_a_profile_says_where_the_time_went(cli: Cli, volume: Path, tiny_model: Path) -> None:
+    command = ("segment", volume.name, "--model", tiny_model, *FLAGS, "--profile", "p.html")
+    done = cli(*command)
+    assert done.code == 0, done.err
+    rows = {line.partition(" ")[0]: line.partition(" ")[2].strip() for line in done.out.splitlines()}
+    assert rows["profile"] == "p.html"
+    assert rows["spent"].endswith(" s, of all threads together")
+    assert " between first and last tile" in rows["device"]
+    assert rows["device"].endswith("% of the run")
+    assert "<svg" in (volume.parent / "p.html").read_text(encoding="utf-8")
+    again = cli(*command, "--output", "b.zarr")
+    assert (again.code, again.out) == (3, "")
+    assert again.err.startswith("error[output-exists]: the profile p.html exists")
+    assert not (volume.parent / "b.zarr").exists()
+    plain = cli(*command[:-2], "--output", "b.zarr", "--json")
+    assert json.loads(plain.out)["profile"] is None
+    told = cli(*command, "--output", "b.zarr", "--overwrite", "--json")
+    found = json.loads(told.out)["profile"]
+    assert found["file"] == "p.html"
+    assert found["stages"]["infer"]["count"] > 0
+    assert 0 < found["device"]["busy_share_of_run"] <= found["device"]["busy_share"] <= 1
+
+
+def test_a_profile_of_another_kind_is_refused(cli: Cli, volume: Path, tiny_model: Path) -> None:
+    done = cli("segment", volume.name, "--model", tiny_model, *FLAGS, "--profile", "p.svg")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error[usage]: the profile p.svg ends in '.svg', .html or .json was expected")
+    assert "  fix: name it p.html" in done.err
+
+
+def use(busy_s: float, **waited: float) -> DeviceUse:
+    return DeviceUse(workers=1, between_s=busy_s + sum(waited.values()), busy_s=busy_s, waited=waited)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (
+            use(5.04, reading=0.15, other=0.06),
+            "busy 96.0% between first and last tile (waited 0.21 s: reading 0.15, other 0.06), 50.4% of the run",
+        ),
+        (use(5.0), "busy 100.0% between first and last tile, 50.0% of the run"),
+        (
+            use(5.0, writing=1.0, labelling=0.004, normalising=0.003),
+            "busy 83.2% between first and last tile (waited 1.01 s: writing 1.00, other 0.01), 50.0% of the run",
+        ),
+        (use(5.0, labelling=0.001), "busy 100.0% between first and last tile, 50.0% of the run"),
+        (
+            replace(use(5.0), workers=2),
+            "busy 100.0% between first and last tile, 25.0% of the run, 2 workers together",
+        ),
+        (replace(use(0.0), workers=0), "not used: no tile was run"),
+    ],
+)
+def test_the_use_of_the_device_in_words(made: DeviceUse, words: str) -> None:
+    stages = (Stage(name="infer", count=2, seconds=5.0), Stage(name="wait", count=2, seconds=0.0001))
+    profile = Profile(
+        path=Path("p.html"), run_s=10.0, stages=stages, device=made, n_spans=4, n_left_out=0, part="half of it"
+    )
+    assert describe_profile(profile) == [
+        ("profile", "p.html, of a part of the volume: half of it"),
+        ("spent", "infer 5.00 s, of all threads together"),
+        ("device", words),
+    ]

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from tests.tiny import (
     write_image,
 )
 from unet_deploy import __version__
+from unet_deploy.cli import app
 
 Cli = Callable[..., Outcome]
-VERBS = ("train", "export", "segment", "plan", "evaluate", "inspect", "check", "doctor", "demo")
+VERBS = ("train", "export", "segment", "plan", "evaluate", "inspect", "check", "bench", "doctor", "demo")
 
 LOADED = """
 import contextlib, io, json, sys
@@ -66,6 +68,18 @@ def test_help_names_every_verb(cli: Cli) -> None:
     outcome = cli("--help")
     assert (outcome.code, outcome.err) == (0, "")
     assert [verb for verb in VERBS if not re.search(rf"^ *{verb} ", outcome.out, re.MULTILINE)] == []
+
+
+def test_help_says_in_full_what_each_verb_does(cli: Cli) -> None:
+    out = cli("--help").out
+    shown = rows(textwrap.dedent(out.partition("Commands:\n")[2]))
+    assert shown == app.VERBS
+
+
+def test_a_verb_that_is_none_has_a_neighbour(cli: Cli) -> None:
+    outcome = cli("segmnt")
+    assert outcome.code == 2
+    assert "No such command 'segmnt'. Did you mean 'segment'?" in outcome.err
 
 
 @pytest.mark.parametrize("verb", VERBS)

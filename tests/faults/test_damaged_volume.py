@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_a_chunk_that_cannot_be_read(
     assert "partial: 1 block(s) failed and are 0" in shown.out
 
 
-def test_what_cannot_be_compared_is_no_likeness(tiny_model: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_no_likeness(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     """The blocks of a damaged volume that can be read are done, but not where a likeness to training is insisted on."""
     write_image(tmp_path / "v.zarr", make_pixels((PLANES, 100, 90)))
     cut_short(tmp_path / "v.zarr" / "0" / "c" / str(DAMAGED) / "1" / "0")
@@ -87,9 +88,15 @@ def test_what_cannot_be_compared_is_no_likeness(tiny_model: Path, tmp_path: Path
     with pytest.raises(ReadError, match=r"^the window .* cannot be read"):
         segment(tmp_path / "v.zarr", strict=True, **options)
     assert not (tmp_path / "out.zarr").exists()
-    with pytest.raises(PartialResultError):
+    with pytest.raises(PartialResultError) as caught:
         segment(tmp_path / "v.zarr", **options)
+    result = caught.value.result
+    assert (result.findings, result.is_compared) == ((), False)
     assert read_provenance(tmp_path / "out.zarr")["differs_from_training"] is None
+    planned = cli("plan", "v.zarr", "--model", tiny_model, "--no-probe", "--json")
+    assert json.loads(planned.out)["differs_from_training"] is None
+    done = cli("segment", "v.zarr", "--model", tiny_model, "--output", "again.zarr", "--json")
+    assert (done.code, json.loads(done.out)["differs_from_training"]) == (6, None)
 
 
 def test_a_block_that_failed_in_another_region_is_said_and_how_to_mend_it(tiny_model: Path, tmp_path: Path) -> None:

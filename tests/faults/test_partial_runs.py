@@ -68,7 +68,11 @@ def test_a_region_and_then_the_rest_is_the_whole(tmp_path: Path, run: Callable[.
     assert rest.blocks_found == 3
     assert sorted(blocks_written(output)) == list(range(PLANES))
     assert_same(output, whole)
-    assert [p["blocks_done"] for p in read_provenance(output)["parts"]] == [2, 3]
+    said = read_provenance(output)
+    assert [p["blocks_done"] for p in said["parts"]] == [2, 3]
+    assert [p["region"] for p in (*said["parts"], said)] == [{"z": [2, 4]}, {"z": [3, 5]}, None]
+    seconds = [p["seconds"]["total"] for p in (*said["parts"], said)]  # each its own
+    assert seconds == [pytest.approx(r.seconds["total"], abs=0.01) for r in (part, another, rest)]
 
 
 def test_a_region_of_a_complete_output_is_made_again_and_nothing_else(
@@ -94,6 +98,9 @@ def test_an_output_is_no_result_while_a_part_of_it_is_made_again(tmp_path: Path,
         run("out.zarr", region=parse_region("z=1:6"), overwrite=True, should_stop=lambda: next(asked) > 1)
     assert read_provenance(output)["status"] == "running"
     assert run("out.zarr").status == "complete"  # every block is there, so only the end is made
+    first, broken_off = read_provenance(output)["parts"]
+    assert (first["region"], broken_off["region"]) == (None, {"z": [1, 6]})
+    assert (first["seconds"]["total"] > 0, broken_off["seconds"]) == (True, None)
 
 
 def test_what_is_left_is_counted(tmp_path: Path, volume: Path, run: Callable[..., Any]) -> None:

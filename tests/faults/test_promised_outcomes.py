@@ -29,6 +29,7 @@ import zarr
 
 from tests.conftest import Outcome
 from tests.faults.failing_files import failing
+from tests.set_clock import SET_BACK
 from tests.tiny import edit_card, make_pixels, read_arrays, read_provenance, snapshot
 from unet_deploy.errors import InterruptedRunError, PartialResultError
 from unet_deploy.runtime import Artifact, segment
@@ -369,16 +370,7 @@ def test_two_runs_on_one_output(begun: Path, clean: dict[str, np.ndarray], cli: 
 
 
 CLOCK = """
-import sys, threading, time
-real, back = time.time, [0.0]
-time.time = lambda: real() - back[0]
-
-def set_back():
-    while True:
-        time.sleep(0.15)
-        back[0] += 600.0
-
-threading.Thread(target=set_back, daemon=True).start()
+keep_setting_back()
 from unet_deploy.cli import main
 sys.argv[0] = "unet-deploy"
 sys.exit(main())
@@ -392,7 +384,7 @@ def test_a_clock_that_goes_back(begun: Path, clean: dict[str, np.ndarray], tiny_
         os.utime(file, (tomorrow, tomorrow))
     command = ["segment", "v.zarr", "-m", str(tiny_model), "-o", "out.zarr", "--threads", "1", "--device", "cpu"]
     done = subprocess.run(
-        [sys.executable, "-c", CLOCK, *command, "--json"],
+        [sys.executable, "-c", SET_BACK + CLOCK, *command, "--json"],
         cwd=begun.parent,
         capture_output=True,
         text=True,

@@ -37,9 +37,9 @@ class GpuEngines:
         options = EngineOptions(batch_shape=batch_shape)
         match self.name:
             case "onnxruntime-cuda":
-                from unet_deploy.runtime.engines.onnxruntime_cuda import OnnxruntimeCudaEngine
+                from unet_deploy.runtime.engines.onnxruntime_cuda import OnnxruntimeCudaEngine, cuda_provider
 
-                return OnnxruntimeCudaEngine(artifact, options)
+                return OnnxruntimeCudaEngine(artifact, options, provider=cuda_provider(0, **settings))
             case "tensorrt":
                 return self._tensorrt(artifact, options, "tensorrt", **settings)
             case _:

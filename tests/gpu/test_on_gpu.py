@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.tiny import make_pixels, read_arrays, write_image
 from unet_deploy.errors import DeviceMemoryError
 from unet_deploy.runtime import segment
 from unet_deploy.runtime.artifact import Artifact, load_artifact, load_bundled_artifact
-from unet_deploy.runtime.engines.base import ByteForm, EngineOptions
+from unet_deploy.runtime.engines.base import ByteForm, ByteResult, EngineOptions
 from unet_deploy.runtime.engines.checked import CheckedEngine
 from unet_deploy.runtime.engines.onnxruntime_cpu import OnnxruntimeCpuEngine
 from unet_deploy.runtime.machine import ask_driver
@@ -100,9 +101,10 @@ def to_labels_of(logits: Any) -> Any:
 # Bytes.
 
 
-@pytest.mark.parametrize("use_graphs", [False, True])
-def test_bytes_are_the_hosts_within_one_level(gpu: GpuEngines, membrane: Artifact, use_graphs: bool) -> None:
-    settings = {} if gpu.name == "onnxruntime-cuda" else {"use_graphs": use_graphs}
+@pytest.mark.parametrize("settings", [{}, {"use_graphs": True}, {"prefers_nhwc": True}], ids=str)
+def test_bytes_are_the_hosts_within_one_level(gpu: GpuEngines, membrane: Artifact, settings: dict[str, bool]) -> None:
+    if "prefers_nhwc" in settings and gpu.name != "onnxruntime-cuda":
+        pytest.skip(f"{gpu.name} chooses the memory layout by itself")
     geometry = membrane.card.geometry
     sides = [geometry.tile_side(core) for core in (64, 64, 64, 64, 128, 128, 128, 64)]
     batches = [noise(membrane, 1 + i % 3 // 2, side, seed=i) for i, side in enumerate(sides)]
@@ -124,6 +126,43 @@ def test_bytes_are_the_hosts_within_one_level(gpu: GpuEngines, membrane: Artifac
             near_a_tie = np.abs(logits[:, 1] - logits[:, 0]) < 1e-3 * np.abs(logits).max()
             assert (labels == to_labels_of(logits))[~near_a_tie].all()
             assert np.isfinite(checksum).all()
+
+
+@pytest.mark.parametrize("use_graphs", [False, True])
+def test_blocks_of_several_threads_get_what_is_theirs(
+    gpu: GpuEngines, tiny_artifact: Artifact, use_graphs: bool
+) -> None:
+    """Their batches follow each other through one stream."""
+    one, nothing = np.ones(1, np.float32), np.zeros(1, np.float32)
+    blocks = [[noise(tiny_artifact, 2, 60, seed=10 * i + j) for j in range(5)] for i in range(12)]
+    with opened(gpu, tiny_artifact, (2, 1, 60, 60), use_graphs=use_graphs) as engine:
+        if not engine.open_bytes(FORM):
+            pytest.skip(f"{gpu.name} does not begin at raw pixels")
+
+        def run(tiles: list[Any]) -> list[list[float]]:
+            came: list[list[float]] = []
+
+            def take(number: int, result: ByteResult) -> None:
+                assert number == len(came)
+                came.append(result.checksum.tolist())
+
+            engine.feed(lambda: iter(tiles), FORM, n_batches=len(tiles), take=take, gain=one, offset=nothing)
+            return came
+
+        alone = [run(tiles) for tiles in blocks]
+        with ThreadPoolExecutor(4) as pool:
+            assert [*pool.map(run, blocks)] == alone
+
+
+def test_16_bit_pixels_are_taken_as_they_are(gpu: GpuEngines, tiny_artifact: Artifact, tmp_path: Path) -> None:
+    volume = write_image(tmp_path / "v.zarr", make_pixels((2, 200, 170)).astype(np.uint16) * 40)
+    options: dict[str, Any] = {"model": tiny_artifact, "tile": (140, 124), "input_range": (0, 255 * 40)}
+    cpu = read_arrays(segment(volume, engine="onnxruntime-cpu", output=tmp_path / "cpu.zarr", **options).output)
+    factory = gpu.factory((1, 1, 140, 124))
+    came = read_arrays(segment(volume, engine_factory=factory, output=tmp_path / "gpu.zarr", **options).output)
+    for name, array in came.items():
+        if array.dtype == np.uint8 and "labels" not in name:
+            assert np.abs(array.astype(np.int16) - cpu[name]).max() <= 1, name
 
 
 def test_a_stream_that_is_left_leaves_the_engine_usable(gpu: GpuEngines, tiny_artifact: Artifact) -> None:

@@ -556,6 +556,14 @@ def test_a_graph_that_is_not_the_cards_network_is_refused(tiny_artifact: Artifac
         open_engine(read_artifact(forged(tiny_artifact, change), source="x"), device="cpu")
 
 
+def test_a_graph_that_is_no_onnx_is_refused(tiny_artifact: Artifact) -> None:
+    with pytest.raises(
+        CardError,
+        match=r"^the model card and the graph of x do not belong together\n  the graph is not valid ONNX: Nodes in a",
+    ):
+        read_artifact(forged(tiny_artifact, has_a_dangling_input), source="x")
+
+
 def test_a_card_of_another_depth_is_refused(tiny_artifact: Artifact) -> None:
     tensor = tiny_artifact.card.test_tensor
     assert tensor is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from unet_deploy.errors import TestTensorError
 from unet_deploy.runtime.engines.base import Batch, ByteForm, ByteResult, RawBatch
 from unet_deploy.runtime.engines.checked import CheckedEngine
 from unet_deploy.runtime.engines.fake import FakeEngine
-from unet_deploy.runtime.engines.runner import MAX_OFFSET, ByteRunner, HostRunner, choose_runner
+from unet_deploy.runtime.engines.runner import MAX_OFFSET, ByteRunner, HostRunner, TileWork, choose_runner
 from unet_deploy.runtime.engines.symmetries import SymmetricEngine
 from unet_deploy.runtime.normalise import Normaliser
 
@@ -96,7 +97,7 @@ def test_the_way_is_the_engines_to_choose(card: ModelCard) -> None:
     assert way(SymmetricEngine(takes), plain) is HostRunner  # a mean of logits is no mean of bytes
     assert way(takes, pedestal) is HostRunner  # float32 would lose what is seen
     with pytest.raises(AssertionError, match="the mean over symmetries has no byte form"):
-        SymmetricEngine(takes).stream([], BOTH, gain=np.ones(1), offset=np.ones(1))
+        SymmetricEngine(takes).feed(lambda: iter([]), BOTH, n_batches=0, take=print, gain=np.ones(1), offset=np.ones(1))
 
 
 def test_gain_and_offset_are_the_normaliser() -> None:
@@ -132,3 +133,31 @@ def test_raw_batches_are_checked(fake_artifact: Any) -> None:
     engine.close()
     with pytest.raises(AssertionError, match="the engine is not open"):
         engine.open_bytes(form)
+
+
+def test_logits_are_gone_before_the_next_are_made(fake_artifact: Any) -> None:
+    class Watching(FakeEngine):
+        made: weakref.ref[Any] | None = None
+
+        def infer(self, batch: Batch) -> Batch:
+            assert self.made is None or self.made() is None
+            logits = super().infer(batch)
+            self.made = weakref.ref(logits)
+            return logits
+
+    card = fake_artifact(depth=2).card
+    fake = Watching(card.network)
+    engine = CheckedEngine(fake, card).open()
+    side = engine.geometry.output_side(44)
+    works = [
+        TileWork(
+            z=0,
+            raw=np.zeros((1, 44, 44), np.uint8),
+            crop=(slice(side), slice(side)),
+            labels=np.empty((side, side), np.uint8),
+            probabilities=None,
+        )
+        for _ in range(3)
+    ]
+    assert [*HostRunner(engine, Normaliser(mean=(0.0,), std=(1.0,))).run([work] for work in works)] == []
+    assert fake.made is not None

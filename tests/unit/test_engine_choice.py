@@ -324,7 +324,7 @@ def test_openvino_keeps_few_shapes_and_its_answers_are_the_callers(tiny_artifact
 @needs_openvino
 def test_importing_openvino_reports_to_nobody(tmp_path: Path) -> None:
     """Imported as usual, it writes an identity to the user's folder and sends an event to its makers."""
-    code = "import sys; from unet_deploy.runtime.engines.openvino import _import_openvino as f; f(); " + (
+    code = "import sys; from unet_deploy.runtime.engines.openvino import import_openvino as f; f(); " + (
         "assert not any(name.startswith('openvino_telemetry') for name in sys.modules), 'telemetry was imported'"
     )
     home = {"HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path)}

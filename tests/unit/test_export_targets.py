@@ -186,6 +186,26 @@ def test_tensorrt_that_is_not_installed_is_said_before_any_work(tmp_path: Path, 
     assert said == []
 
 
+@pytest.mark.parametrize(
+    ("package", "target", "purpose"),
+    [("onnxruntime", "onnx", "proving what is exported"), ("openvino", "openvino", "the engine openvino")],
+)
+def test_an_engine_that_is_not_installed_is_said_before_any_work(
+    package: str,
+    target: Target,
+    purpose: str,
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    said: list[str] = []
+    with pytest.raises(MissingDependencyError, match=f"^{purpose} needs the package '{package}'"):
+        export(tiny_checkpoint, tmp_path, (target,), ("fp32",), progress=said.append)
+    assert snapshot(tmp_path) == {}
+    assert said == []
+
+
 @needs_rtx
 def test_a_plan_that_cannot_be_built_takes_the_others_with_it(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder = tmp_path / "out"

@@ -552,6 +552,18 @@ def test_sizes_that_do_not_add_up() -> None:
         reach_of(graph)
 
 
+def test_a_network_that_a_tile_does_not_fill() -> None:
+    s = Sketch()
+    graph = rewritten(s.model(s.conv("input", 1, 2, pads=[0] * 4, dilations=[300, 300])))
+    with pytest.raises(
+        AdoptionError,
+        match=r"^other\.onnx: the size of 't0' does not follow from its input's\n"
+        r"  \(1, 2, -88, -88\) was found for an input of 512 px, \(n, c, y, x\) was expected\n",
+    ) as caught:
+        reach_of(graph)
+    assert "sides may be any multiple of its down-sampling" in caught.value.fix
+
+
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"^adopting a network needs the package 'onnxruntime'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from unet_deploy.runtime.grey_values import (
     CHUNK_COST,
     PART_VALUES,
     SMALLEST_SAMPLE,
+    TASK_VALUES,
     count_grey_values,
     plan_sampling,
     sample_volume,
@@ -44,6 +46,12 @@ def test_each_small_integer_is_counted_by_itself(dtype: str) -> None:
     assert np.array_equal(found.histogram[0], values)
     assert np.array_equal(found.histogram[1], counts)
     assert (found.low, found.high, found.not_finite, found.total) == (kind.min, kind.max, 0, pixels.size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, PART_VALUES - 1, PART_VALUES + 1, 2 * PART_VALUES + 5])
+def test_bytes_are_counted_in_pairs_and_one_may_be_left(size: int) -> None:
+    pixels = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    assert np.array_equal(count_grey_values(pixels).counts[:256], np.bincount(pixels, minlength=256))
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50))
@@ -116,6 +124,20 @@ def test_a_sample_is_of_whole_chunks_spread_over_the_volume(tmp_path: Path, clie
     assert len(plan_sampling(volume, (0,), sample_values=4 * 320 * 320).boxes) == SMALLEST_SAMPLE
     assert len(plan_sampling(volume, (0,), sample_values=1).boxes) == 1  # each box is far more than was asked for
     assert len(plan_sampling(volume, (0,), sample_values=None).boxes) == 40
+
+
+def test_boxes_are_counted_alike_by_tasks_of_several_and_here(tmp_path: Path, client: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, (2304, 2304), dtype=np.uint8)
+    pixels[:600, :600] = 255
+    array = zarr.create_array(str(tmp_path / "v.zarr"), shape=pixels.shape, chunks=(576, 576), dtype="uint8")
+    array[:] = pixels
+    volume = open_volume(tmp_path / "v.zarr")
+    sampling = plan_sampling(volume, (0,), sample_values=None)
+    box_values = math.prod(sampling.grid.box)
+    assert len(sampling.boxes) > TASK_VALUES // box_values > 1  # several tasks, of several boxes
+    for came in (sample_volume(volume, (0,), asked) for asked in (client, None)):
+        assert np.array_equal(came.counts.counts, count_grey_values(pixels).counts)
+        assert came.pixels == pixels.size
 
 
 def test_tiny_chunks_are_not_all_read(tmp_path: Path) -> None:

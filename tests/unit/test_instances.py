@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import zarr
 
 from tests.labelled import CLASSES, Labels, read_ids, whole, write_labels
+from tests.tiny import write_array
 from unet_deploy.errors import (
     ConfigurationError,
     InterruptedRunError,
@@ -23,7 +24,7 @@ from unet_deploy.errors import (
     UnknownNameError,
 )
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime import Progress, open_volume
+from unet_deploy.runtime import Progress, open_volume, segment
 from unet_deploy.runtime._atomic_file import AtomicFile
 from unet_deploy.runtime._box_grid import Box, BoxGrid
 from unet_deploy.runtime._instance_blocks import OBJECT, STRIP_PIXELS, label_block, summarise_block
@@ -37,6 +38,8 @@ from unet_deploy.runtime._instance_passes import (
     starts_of,
     write_task,
 )
+from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.engines.fake import FakeEngine
 from unet_deploy.runtime.instances import InstanceRule, finish_instances, number_instances, require_rule
 from unet_deploy.runtime.output import finish_output, mark_running, write_block
 from unet_deploy.runtime.plan import Extents, SegmentationPlan, WriteGrid
@@ -273,15 +276,41 @@ class WithoutScipy:
         return None
 
 
-def test_a_missing_package_names_the_extra(tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = write_labels(tmp_path / "out.zarr", np.ones((1, 1, 8, 8), np.uint8), (1, 8, 8), axes="yx")
+@pytest.fixture
+def without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment in which SciPy is not installed."""
     for module in [name for name in sys.modules if name.partition(".")[0] == "scipy"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "meta_path", [WithoutScipy(), *sys.meta_path])
+
+
+@pytest.mark.usefixtures("without_scipy")
+def test_a_missing_package_names_the_extra(tmp_path: Path, client: Any) -> None:
+    spec = write_labels(tmp_path / "out.zarr", np.ones((1, 1, 8, 8), np.uint8), (1, 8, 8), axes="yx")
     with pytest.raises(MissingDependencyError, match="numbering objects needs the package 'scipy'") as caught:
         number_instances(spec, RULE, client)
     assert "pip install 'unet-deploy[instances]'" in str(caught.value)
     assert not (tmp_path / "out.zarr/labels/instances").exists()  # before anything is written
+
+
+@pytest.mark.usefixtures("without_scipy")
+def test_a_missing_package_is_said_before_the_segmentation(
+    tmp_path: Path, fake_artifact: Callable[..., Artifact], fake_factory: Callable[[Artifact], FakeEngine]
+) -> None:
+    volume = write_array(tmp_path / "v.zarr", np.zeros((1, 20, 20), np.uint8))
+    asked: list[Progress] = []
+    with pytest.raises(MissingDependencyError, match="numbering objects needs the package 'scipy'"):
+        segment(
+            volume,
+            model=fake_artifact(),
+            write=("labels", "instances"),
+            engine_factory=fake_factory,
+            progress=asked.append,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["v.zarr"]
+    assert asked == []
+    whole = segment(volume, model=fake_artifact(), write=("labels",), engine_factory=fake_factory)
+    assert whole.status == "complete"  # labels alone need no SciPy
 
 
 def test_settings_become_a_rule() -> None:

@@ -236,6 +236,11 @@ def test_labels_and_tables_have_a_place_for_each_image(plate: Path, fake_artifac
     assert [call["table"].name for call in apart.calls] == [
         f"blocks_plate_A_{n}.csv" for n in ("1_0", "1_1", "2_0", "2_1")
     ]
+    timed = Scripted(fake_artifact(), None, None, None, None)
+    segment_images(plate, segmenter=timed, profile="profile.html", overwrite=True)
+    assert [str(call["profile"]) for call in timed.calls] == [
+        f"profile_plate_A_{n}.html" for n in ("1_0", "1_1", "2_0", "2_1")
+    ]
 
 
 def test_series_and_the_images_of_one_group_are_listed_and_folders_are_not(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -28,11 +29,13 @@ class FakeValue:
 
     def __init__(self, shape: Any, dtype: Any, device: str, index: int) -> None:
         self.array, self.device, self.index = np.zeros(shape, dtype), device, index
+        self.before_fetch: Callable[[], object] = lambda: None
 
     def update_inplace(self, value: Any) -> None:
         self.array[:] = value
 
     def numpy(self) -> Any:
+        self.before_fetch()
         return self.array.copy()
 
 
@@ -84,6 +87,13 @@ class FakeOnnxruntime:
         self.values: list[FakeValue] = []
         self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self.make_value)
         self.severity = 2
+        self.graphs: list[str | None] = []
+        self.at_run: Callable[[int], object] = lambda run: None
+        self.before_fetch: Callable[[], object] = lambda: None
+
+    def RunOptions(self) -> Any:  # noqa: N802  # its name in the package
+        entries: dict[str, str] = {}
+        return SimpleNamespace(add_run_config_entry=entries.__setitem__, entries=entries)
 
     def set_default_logger_severity(self, severity: int) -> None:
         self.severity = severity
@@ -109,7 +119,11 @@ class FakeOnnxruntime:
 
     def make_value(self, shape: Any, dtype: Any, device: str, index: int) -> FakeValue:
         self.values.append(FakeValue(shape, dtype, device, index))
+        self.values[-1].before_fetch = self.fetch
         return self.values[-1]
+
+    def fetch(self) -> None:
+        self.before_fetch()
 
     # The session.
 
@@ -132,8 +146,10 @@ class FakeOnnxruntime:
     def io_binding(self) -> FakeBinding:
         return FakeBinding()
 
-    def run_with_iobinding(self, binding: FakeBinding) -> None:
+    def run_with_iobinding(self, binding: FakeBinding, options: Any = None) -> None:
         self.runs += 1
+        self.graphs.append(None if options is None else options.entries["gpu_graph_id"])
+        self.at_run(self.runs)
         if (error := self.running(self.runs)) is not None:
             raise error
         n, _, y, x = binding.inputs["image"].array.shape
@@ -156,10 +172,14 @@ def artifact(fake_artifact: Any) -> Artifact:
 def opened(monkeypatch: pytest.MonkeyPatch, artifact: Artifact) -> Callable[..., Any]:
     """Open the engine on GPU 1 of a made-up onnxruntime; returns both."""
 
-    def make(packages: dict[str, str] = WHEEL, **settings: Any) -> tuple[OnnxruntimeCudaEngine, FakeOnnxruntime]:
+    def make(
+        packages: dict[str, str] = WHEEL, provider: Any = None, **settings: Any
+    ) -> tuple[OnnxruntimeCudaEngine, FakeOnnxruntime]:
         fake = FakeOnnxruntime(artifact, **settings)
         monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-        engine = OnnxruntimeCudaEngine(artifact, EngineOptions(device_index=1), packages=lambda: packages)
+        engine = OnnxruntimeCudaEngine(
+            artifact, EngineOptions(device_index=1), provider=provider, packages=lambda: packages
+        )
         engine.open()
         return engine, fake
 
@@ -194,6 +214,48 @@ def test_buffers_are_allocated_once_a_shape_on_that_gpu(opened: Callable[..., An
     assert len(fake.values) == before + 2  # one input, one output
     assert {(value.device, value.index) for value in fake.values} == {("cuda", 1)}
     assert [int(answer.flat[0]) for answer in answers] == [2, 3, 4, 5]  # each the caller's own
+
+
+def test_a_graph_is_captured_when_the_addresses_are_settled(opened: Callable[..., Any], artifact: Artifact) -> None:
+    engine, fake = opened(provider=cuda_provider(1, use_graphs=True, prefers_nhwc=True))
+    ((_, options),) = fake.asked
+    assert (options["enable_cuda_graph"], options["prefer_nhwc"]) == ("1", "1")
+    side = artifact.card.geometry.tile_side(16)
+    for n in (2, 2, 2, 3, 3, 2):
+        engine.infer(np.zeros((n, 1, side, side), np.float32))
+    small, *others = fake.graphs  # the first, of the smallest tile, allocates its outputs, as that of each shape does
+    assert (small, others[0], others[3]) == ("-1", "-1", "-1")
+    first, second = others[1], others[4]
+    assert others == ["-1", first, first, "-1", second, first]  # a graph for each set of buffers
+    assert first != second
+    assert "-1" not in (first, second)
+
+
+def test_without_graphs_nothing_is_said_of_them(opened: Callable[..., Any]) -> None:
+    _, fake = opened()
+    ((_, options),) = fake.asked
+    assert not {"enable_cuda_graph", "prefer_nhwc"} & {*options}
+    assert fake.graphs == [None]
+
+
+def test_a_result_is_fetched_while_the_next_batch_computes(opened: Callable[..., Any], artifact: Artifact) -> None:
+    _, fake = opened()
+    bound = BoundSession(fake, fake, cuda_provider(1))
+    first, n = fake.runs + 1, 4
+    begun = {first + i: threading.Event() for i in range(n)}
+    fake.at_run = lambda run: begun[run].set()
+    fetched = iter(range(n))
+
+    def before_fetch() -> None:
+        following = begun.get(first + next(fetched) + 1)
+        assert following is None or following.wait(timeout=20)
+
+    fake.before_fetch = before_fetch
+    side = artifact.card.geometry.tile_side(16)
+    stream = bound.stream({"image": np.zeros((1, 1, side, side), np.float32)} for _ in range(n))
+    assert [int(outputs["logits"].flat[0]) for outputs in stream] == [*range(first, first + n)]
+    assert [*fetched] == []
+    bound.close()
 
 
 # What can be missing.

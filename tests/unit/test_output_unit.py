@@ -315,6 +315,30 @@ def test_the_mean_is_rounded_half_up(values: Pixels) -> None:
     np.testing.assert_array_equal(came, np.floor(total / 4 + 0.5))
 
 
+def reference_mode(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the mode by comparing every corner with every other."""
+    values = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(0, n % 2) for n in values.shape[-2:]], mode="edge")
+    a, b, c, d = (values[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    is_second = (b == c) | (b == d)
+    return np.where((a == b) | (a == c) | (a == d), a, np.where(is_second, b, np.where(c == d, c, a)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32])
+@pytest.mark.parametrize("most", [2, 4, 256])
+@pytest.mark.parametrize("shape", [(2, 300, 7), (1, 2, 129, 64), (257, 31)])
+def test_strips_and_types_change_nothing(dtype: Any, most: int, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).integers(0, most, (*shape[:-1], 2 * shape[-1])).astype(dtype)
+    for view in (values[..., ::2], values[..., ::-1, 3:]):  # as a window of something else, too
+        np.testing.assert_array_equal(reduce_mode(view), reference_mode(view), strict=True)
+    before = values.copy()
+    reduce_mode(values)
+    assert np.array_equal(values, before)
+    if dtype == np.uint8:
+        mean = reduce_mean(values)
+        np.testing.assert_array_equal(mean[..., :1, :], reduce_mean(values[..., :2, :]), strict=True)
+        np.testing.assert_array_equal(mean, reduce_mean(np.asfortranarray(values)), strict=True)
+
+
 @pytest.mark.parametrize("value", [0, 1, 255])
 def test_a_plain_image_stays_plain(value: int) -> None:
     plane = np.full((1, 5, 9), value, np.uint8)

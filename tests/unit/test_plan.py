@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from unet_deploy.card import Network
 from unet_deploy.errors import ConfigurationError, TileNotLegalError
 from unet_deploy.geometry import Interval, UnetGeometry
-from unet_deploy.runtime.cost import tile_flops, tile_memory_bytes
+from unet_deploy.runtime._plan_fit import MOST_BLOCK_SIDE, MOST_CORE_SIDE, MOST_VOXELS
+from unet_deploy.runtime.cost import tile_flops
+from unet_deploy.runtime.engine_costs import CAUTIOUS
 from unet_deploy.runtime.plan import (
     BLOCK_SIDE,
-    MAX_BLOCK_VOXELS,
+    BLOCKS_IN_FLIGHT,
+    DEVICE_BLOCKS_IN_FLIGHT,
     MAX_CHUNK,
     MAX_CHUNK_Z,
-    MAX_CORE,
     MIN_CHUNK,
     Extents,
     SegmentationPlan,
@@ -187,12 +189,20 @@ def test_memory_grows_with_what_is_held(change: dict[str, Any]) -> None:
     assert replace(plan, **change).peak_memory_bytes > plan.peak_memory_bytes
 
 
+def test_more_blocks_are_in_flight_where_a_device_computes() -> None:
+    plan = plan_plane(8192, 8192, tile=(572, 572))
+    on_device = replace(plan, costs=replace(CAUTIOUS, is_on_device=True))
+    assert (plan.blocks_in_flight, on_device.blocks_in_flight) == (BLOCKS_IN_FLIGHT, DEVICE_BLOCKS_IN_FLIGHT)
+    least = (DEVICE_BLOCKS_IN_FLIGHT - BLOCKS_IN_FLIGHT) * 2048**2 * (1 + plan.network.classes)
+    assert on_device.peak_memory_bytes + plan.engine_memory_bytes > plan.peak_memory_bytes + least
+
+
 def test_averaging_multiplies_the_operations_and_nothing_else() -> None:
     plain, tta = plan_plane(4096, 3000), plan_plane(4096, 3000, tta=True)
     assert (plain.passes, tta.passes) == (1, 8)
     assert tta.flops == 8 * plain.flops
     changed = {key for key, value in tta.to_object().items() if value != plain.to_object()[key]}
-    assert changed == {"tta", "passes", "flops"}
+    assert changed == {"tta", "passes", "flops", "least_flops"}
 
 
 def test_the_figures_are_plain_values() -> None:
@@ -216,9 +226,10 @@ def test_blocks_are_whole_units_of_moderate_size(plan: SegmentationPlan) -> None
     unit = plan.grid.unit
     assert plan.block_shape[0] == unit[0]
     assert all(size % step == 0 for size, step in zip(plan.block_shape, unit, strict=True))
-    core = max(plan.geometry.core_side(plan.tile_y), plan.geometry.core_side(plan.tile_x), MAX_CORE, *unit[1:])
-    assert max(plan.block_shape[1:]) <= max(BLOCK_SIDE, core)
-    assert math.prod(plan.block_shape) <= max(MAX_BLOCK_VOXELS, unit[0] * core**2)
+    core = [plan.geometry.core_side(plan.tile_y), plan.geometry.core_side(plan.tile_x)]
+    assert max(plan.block_shape[1:]) <= max(MOST_BLOCK_SIDE, *core, *unit[1:])
+    room = math.prod(max(side, size) for side, size in zip(core, unit[1:], strict=True))  # of a tile in whole units
+    assert math.prod(plan.block_shape) <= max(MOST_VOXELS, unit[0] * room)
 
 
 @given(
@@ -227,7 +238,7 @@ def test_blocks_are_whole_units_of_moderate_size(plan: SegmentationPlan) -> None
     y=st.integers(1, 5000),
     x=st.integers(1, 5000),
     chunk=st.integers(1, 1500),
-    memory=st.integers(1300, 6000),
+    memory=st.integers(2400, 6000),
     batch=st.integers(1, 3),
 )
 def test_a_chosen_tile_is_legal_and_fits(
@@ -237,13 +248,14 @@ def test_a_chosen_tile_is_legal_and_fits(
     plan = plan_plane(y, x, chunk=chunk, network=network, memory_bytes=memory * MIB, batch=batch)
     for side, extent in ((plan.tile_y, y), (plan.tile_x, x)):
         assert plan.geometry.require_legal(side, axis="y") == side
-        assert plan.geometry.core_side(side) <= min(MAX_CORE, plan.geometry.round_up(extent))
-    assert tile_memory_bytes(network, plan.tile_y, plan.tile_x, batch) <= memory * MIB
+        assert plan.geometry.core_side(side) <= min(MOST_CORE_SIDE, plan.geometry.round_up(extent))
+    assert plan.engine_memory_bytes <= memory * MIB
+    assert plan.engine_memory_bytes == CAUTIOUS.memory_bytes(network, plan.tile_y, plan.tile_x, batch)
 
 
 def test_less_memory_means_a_smaller_tile() -> None:
     areas, needs = [], []
-    for memory in (128, 256, 512, 1024, 2048, 4096, 16384):
+    for memory in (400, 512, 768, 1024, 2048, 4096, 16384):
         plan = plan_plane(8192, 8192, network=PAPER, memory_bytes=memory * MIB)
         areas.append(plan.tile_y * plan.tile_x)
         needs.append(plan.peak_memory_bytes)
@@ -254,11 +266,23 @@ def test_less_memory_means_a_smaller_tile() -> None:
 
 
 def test_tiles_share_a_block_evenly() -> None:
-    # 1100 rows with cores of at most 1024: two tiles of 560, not 1024 and 76.
-    plan = plan_plane(1100, 700)
+    # 1100 rows where only half of them fit: two tiles of 560, not 1024 and 76.
+    plan = plan_plane(1100, 700, memory_bytes=400 * MIB)
     assert [t.keep.size for t in plan.block(0).tiles_y] == [560, 540]
     assert [t.keep.size for t in plan.block(0).tiles_x] == [700]
-    assert (plan.tile_y, plan.tile_x) == (560 + 188, 704 + 188)
+
+
+def test_a_tile_need_not_be_square() -> None:
+    plan = plan_plane(300, 20_000, chunk=256)
+    assert plan.geometry.core_side(plan.tile_y) == 304
+    assert plan.geometry.core_side(plan.tile_x) >= 2048
+
+
+@pytest.mark.parametrize(("y", "x", "most"), [(4096, 4096, 1.14), (5000, 7000, 1.17), (6200, 9300, 1.19)])
+def test_what_a_border_costs_is_small(y: int, x: int, most: float) -> None:
+    # Blocks of 2048 would end in narrow rests, which cost as much as whole tiles: 1.19 for 5000 x 7000.
+    plan = plan_plane(y, x)
+    assert plan.flops_ratio <= most
 
 
 def test_a_given_tile_is_used_and_its_sides_are_independent() -> None:
@@ -361,7 +385,7 @@ def test_a_batch_of_nothing_is_refused() -> None:
 
 
 def test_memory_for_less_than_one_tile_is_refused() -> None:
-    needed = tile_memory_bytes(PAPER, 204, 204, 3)
+    needed = CAUTIOUS.memory_bytes(PAPER, 204, 204, 3)
     with pytest.raises(
         ConfigurationError,
         match=rf"^64 MiB do not hold a batch of the smallest tile \({needed / MIB:.0f} MiB\)\n"

@@ -35,7 +35,7 @@ def test_what_is_yet_to_be_done_goes_on(tmp_path: Path, status: str, retry_faile
     begun = find_begun(write_output(tmp_path, status, DONE, FAILED), retry_failed=retry_failed, again=again)
     assert begun is not None
     assert begun.n_blocks == 2
-    assert begun.parts == [{"started": "2026-01-01T00:00:00+00:00", "blocks_done": 2}]
+    assert begun.parts == [{"started": "2026-01-01T00:00:00+00:00", "region": None, "seconds": None, "blocks_done": 2}]
     assert begun.statistics is None
 
 

@@ -276,6 +276,11 @@ def test_a_late_worker_that_comes_back_is_used_again(cluster: LocalCluster, capl
     assert any("is back" in record.getMessage() for record in caplog.records)
 
 
+def test_the_client_of_this_process_works_on_as_many_tasks_as_it_is_told() -> None:
+    with connect(threads=5) as client:
+        assert [*client.nthreads().values()] == [5]
+
+
 def test_a_task_that_everybody_is_late_with_is_waited_for() -> None:
     """There is nobody else to do it."""
     BEGUN.clear()

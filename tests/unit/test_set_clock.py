@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.set_clock import SET_BACK
 from unet_deploy.runtime._set_clock import LOOK_S, STEP_S, clock_watched
 
 
@@ -62,15 +63,6 @@ def test_what_waits_is_woken(step_s: float, monkeypatch: pytest.MonkeyPatch, cap
 
 
 PROGRAM = """
-import sys, threading, time
-real, back = time.time, [0.0]
-time.time = lambda: real() - back[0]
-
-def set_back():
-    while True:
-        time.sleep(0.15)
-        back[0] += 600.0
-
 from unet_deploy.runtime.scheduling import connect, run_tasks
 
 def task(shared, number):
@@ -78,7 +70,7 @@ def task(shared, number):
     return number
 
 with connect() as client:
-    threading.Thread(target=set_back, daemon=True).start()
+    keep_setting_back()
     print(sorted(run_tasks(client, task, (None,), 200)) == list(range(200)))
 """
 
@@ -86,6 +78,6 @@ with connect() as client:
 def test_tasks_go_on_while_the_clock_is_set_back_again_and_again() -> None:
     """Without the watch, one of these steps falls between two messages, and all is quiet for ten minutes."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-P", "-c", SET_BACK + PROGRAM], capture_output=True, text=True, check=False, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

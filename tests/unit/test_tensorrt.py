@@ -238,7 +238,7 @@ def test_logits_and_bytes_take_turns_in_the_memory(made: Bench) -> None:
     made.engine.close()
 
 
-def test_only_bytes_are_taken_raw(made: Bench) -> None:
+def test_what_tensorrt_has_no_type_for_is_not_taken_raw(made: Bench) -> None:
     made.engine.open()
     assert not made.engine.open_bytes(ByteForm(dtype="uint16", kinds=("labels",)))
     with pytest.raises(AssertionError, match=r"^open_bytes was not called$"):

@@ -16,6 +16,7 @@ from unet_deploy.runtime import load_artifact, load_bundled_artifact
 from unet_deploy.runtime.composition import compose_bytes
 from unet_deploy.runtime.engine_plan import Flavour, Profile
 from unet_deploy.runtime.engines.base import ByteForm
+from unet_deploy.runtime.engines.tensorrt import RAW_DTYPES
 from unet_deploy.runtime.engines.tensorrt_build import (
     RTX_CAPABILITIES,
     build_plan,
@@ -99,9 +100,10 @@ def test_rtx_builds_for_the_capabilities_asked_for(rtx: Any, membrane: bytes) ->
         build_plan(membrane, flavour="tensorrt-rtx", profiles=[BUNDLED], flags={"compute_capabilities": "9.0"})
 
 
-def test_rtx_builds_a_graph_that_begins_at_raw_pixels(rtx: Any) -> None:
+@pytest.mark.parametrize("dtype", RAW_DTYPES)
+def test_rtx_builds_a_graph_that_begins_at_raw_pixels(rtx: Any, dtype: str) -> None:
     artifact = load_bundled_artifact("membrane")
-    form = ByteForm(dtype="uint8", kinds=("labels", "probabilities"))
+    form = ByteForm(dtype=dtype, kinds=("labels", "probabilities"))
     built = build_plan(compose_bytes(artifact.data, artifact.card, form), flavour="tensorrt-rtx", profiles=[BUNDLED])
     assert 8e6 < len(built.data) < 11e6
     wide = compose_bytes(artifact.data, artifact.card, ByteForm(dtype="uint16", kinds=("labels",)))

@@ -21,6 +21,10 @@ from unet_deploy.runtime.engines.tensorrt import TensorrtEngine
 TILE = (140, 124)
 
 
+PLACES = {"uint8": 1, "uint16": 40, "int16": -40, "float16": 1, "float32": 0.25}
+"""What a grey value of 8 bit is in volumes of other types."""
+
+
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
     return write_image(tmp_path / "v.zarr", make_pixels((5, 200, 170)))
@@ -78,3 +82,21 @@ def test_a_run_gives_what_the_cpu_gives(volume: Path, tiny_artifact: Artifact, f
     gc.collect()  # the run's engine was let go of
     assert factory.rt.in_flight == 0
     assert factory.rt.leaks() == {}
+
+
+@pytest.mark.parametrize("dtype", PLACES)
+def test_pixels_of_any_type_go_to_the_gpu_as_they_are(tmp_path: Path, tiny_artifact: Artifact, dtype: str) -> None:
+    """TensorRT has neither uint16 nor int16: they are sent as float32, and bytes come back all the same."""
+    pixels = (make_pixels((2, 200, 170)).astype(np.float32) * PLACES[dtype]).astype(dtype)
+    volume = write_image(tmp_path / "v.zarr", pixels)
+    options: dict[str, Any] = {"model": tiny_artifact, "tile": TILE, "input_range": (0, 255 * abs(PLACES[dtype]))}
+    cpu = segment(volume, engine="onnxruntime-cpu", output=tmp_path / "cpu.zarr", **options)
+    factory = Factory("tensorrt", memory_bytes=2**30)
+    gpu = segment(volume, engine_factory=factory, batch=4, output=tmp_path / "gpu.zarr", **options)
+    differences = largest_difference(read_arrays(gpu.output), read_arrays(cpu.output))
+    assert differences.pop("labels/segmentation/0") == 0
+    assert all(difference <= 1 for difference in differences.values())
+    raw = {plan: network for plan, network in factory.trt.plans.items() if b"ByteForm" in plan}
+    ((plan, network),) = raw.items()
+    assert b"uint8" in plan if dtype == "uint8" else b"float32" in plan
+    assert len(network.batches) >= 4

@@ -69,6 +69,8 @@ def check_report_path(path: Path, *, overwrite: bool) -> None:
     OutputPathError
         If the name ends neither in .html, .png nor without a suffix, its folder is missing, or `overwrite` would
         replace a folder by a file, or a folder that holds no report.
+    MissingDependencyError
+        If a PNG is wanted, alone or in a folder, and Pillow is not installed.
     """
     suffix = path.suffix.lower()
     if suffix not in (".html", ".png", ""):
@@ -83,6 +85,8 @@ def check_report_path(path: Path, *, overwrite: bool) -> None:
             f"{path.absolute().parent} was expected to be a folder",
             fix="create it, or choose another --report",
         )
+    if suffix != ".html":
+        _import_pillow()
     if not path.exists():
         return
     if not overwrite:
@@ -214,13 +218,8 @@ def make_page(report: Report) -> npt.NDArray[np.uint8]:
     MissingDependencyError
         If Pillow is not installed.
     """
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "PIL":
-            raise
-        raise MissingDependencyError.of_extra("pillow", extra="evaluate", purpose="a report as PNG") from error
-    font: Any = ImageFont.load_default(_FONT)
+    image, image_draw, image_font = _import_pillow()
+    font = image_font.load_default(_FONT)
     page = _Page(font)
     page.add_row([report.title], [0])
     page.add_table(Table(title="", header=(), rows=report.facts))
@@ -234,8 +233,8 @@ def make_page(report: Report) -> npt.NDArray[np.uint8]:
         page.add_row([text], [_LINE + 4])
     for picture in report.pictures:
         page.add_picture(picture)
-    canvas = Image.new("RGB", (page.width + _MARGIN, page.y + _MARGIN), "white")
-    draw = ImageDraw.Draw(canvas)
+    canvas = image.new("RGB", (page.width + _MARGIN, page.y + _MARGIN), "white")
+    draw = image_draw.Draw(canvas)
     for x, y, text, ink in page.texts:
         draw.text((x, y), text, fill=ink, font=font)
     for y, colour in page.swatches:
@@ -244,6 +243,16 @@ def make_page(report: Report) -> npt.NDArray[np.uint8]:
     for y, row in page.images:
         drawn[y : y + row.shape[0], _MARGIN : _MARGIN + row.shape[1]] = row
     return drawn
+
+
+def _import_pillow() -> tuple[Any, Any, Any]:
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "PIL":
+            raise
+        raise MissingDependencyError.of_extra("pillow", extra="evaluate", purpose="a report as PNG") from error
+    return Image, ImageDraw, ImageFont
 
 
 class _Page:

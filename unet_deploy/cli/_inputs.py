@@ -25,6 +25,7 @@ from unet_deploy.cli._pairing import CTC_IMAGE, Pair, Paired, is_ctc_result, is_
 from unet_deploy.cli._segmented import MEMBRANE, Segmentation, read_segmentation, segment_images
 from unet_deploy.cli._stacks import Stack, is_zarr, open_files, open_stack
 from unet_deploy.errors import UsageError, ValueRangeError, VolumeNotFoundError
+from unet_deploy.metrics.components import require_scipy
 from unet_deploy.metrics.ctc import Frame
 
 Say = Callable[[str], None]
@@ -190,6 +191,8 @@ def _open_segmented_now(request: Request, stack: ExitStack, *, say: Say) -> Inpu
     images = paired.prediction
     names = tuple(item.name for item in artifact.card.classes)
     kind, why = kind_of_classes(names, asked=request.kind, has_values=request.class_values is not None)
+    if kind != "classes":
+        require_scipy()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unet-deploy-", ignore_cleanup_errors=True)))
     segmentation = segment_images(
         images,

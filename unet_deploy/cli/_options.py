@@ -116,6 +116,15 @@ EngineOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="CPU threads of the network; 0: one a core.")]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FILE",
+        help="Write what each thread did when: a page to look at (.html), or trace events for Perfetto (.json); "
+        "of a plate, a file for each image.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 

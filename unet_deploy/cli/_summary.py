@@ -10,6 +10,7 @@ from unet_deploy.cli._report import describe_engine, format_bytes, format_second
 
 if TYPE_CHECKING:
     from unet_deploy.runtime.engines.memory import Rung
+    from unet_deploy.runtime.profile import Profile
     from unet_deploy.runtime.results import SegmentationResult
     from unet_deploy.runtime.statistics import VolumeStatistics
 
@@ -27,10 +28,11 @@ def result_to_object(result: SegmentationResult) -> dict[str, Any]:
         "empty_blocks": result.n_empty,
         "failed_blocks": [{"block": record.index, "reason": record.reason} for record in result.failed],
         "level_choice": result.level_choice,
-        "differs_from_training": [finding.text for finding in result.findings],
+        "differs_from_training": [finding.text for finding in result.findings] if result.is_compared else None,
         "instances": None if result.instances is None else result.instances.count,
         "objects_table": _path_or_none(None if result.instances is None else result.instances.table),
         "table": _path_or_none(result.table),
+        "profile": None if result.profile is None else result.profile.to_object(),
         "class_fractions": result.class_fractions,
         "statistics": None if result.statistics is None else result.statistics.to_object(),
         "seconds": result.seconds,
@@ -75,9 +77,23 @@ def show_result(result: SegmentationResult) -> None:
         *([("tta", f"each the mean of {plan.passes} turned and mirrored forms")] if plan.tta else []),
         *describe_engine(result.engine),
         *([("smaller", _describe_rungs(result.rungs))] if result.rungs else []),
+        *([] if result.profile is None else describe_profile(result.profile)),
         ("memory", format_bytes(peak) if peak is not None else "not measured on this system"),
     ]
     show_rows(rows)
+
+
+def describe_profile(profile: Profile) -> list[tuple[str, str]]:
+    """Return rows on where the time of a run went."""
+    from unet_deploy.runtime.device_use import LEAST_S
+
+    spent = [(stage.name, stage.seconds) for stage in profile.stages if stage.seconds >= LEAST_S]
+    part = "" if profile.part is None else f", of a part of the volume: {profile.part}"
+    return [
+        ("profile", f"{profile.path}{part}"),
+        ("spent", f"{', '.join(f'{name} {seconds:.2f}' for name, seconds in spent)} s, of all threads together"),
+        ("device", profile.device.describe(profile.run_s)),
+    ]
 
 
 def _describe_part(result: SegmentationResult) -> list[tuple[str, str]]:

@@ -1,29 +1,22 @@
 """The program: its verbs, its exit codes, and how errors are shown.
 
+A verb's module is imported when the verb is used, so that help and version take hardly longer than typer itself.
+
 Exit codes: 0 ok, 2 usage, 3 input data, 4 model, 5 environment, 6 partial result, 70 our bug, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from unet_deploy import __version__
-from unet_deploy.cli.adopt import adopt
-from unet_deploy.cli.check import check
-from unet_deploy.cli.demo import demo
-from unet_deploy.cli.doctor import doctor
-from unet_deploy.cli.evaluate import evaluate
-from unet_deploy.cli.export import export
-from unet_deploy.cli.inspect import inspect
-from unet_deploy.cli.plan import plan
-from unet_deploy.cli.segment import segment
-from unet_deploy.cli.train import train
 from unet_deploy.errors import UnetDeployError, UsageError
 
 EXIT_BUG = 70
@@ -36,16 +29,51 @@ _UsageProblem = cast(
     "type[typer.BadParameter]", next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 )
 
+VERBS = {
+    "train": "Train the paper's U-Net on annotated images.",
+    "export": "Export a trained network, proved equal to its checkpoint.",
+    "adopt": "Make another program's ONNX network one that streams like ours.",
+    "segment": "Segment a Zarr volume into labels and probabilities.",
+    "plan": "Show tiles, blocks, memory, disk and time of a segmentation.",
+    "evaluate": "Score a prediction against an annotation.",
+    "inspect": "Say what a model or a volume is.",
+    "check": "Prove that a model computes here what its card promises.",
+    "bench": "Measure this machine, and say which flags are fastest.",
+    "doctor": "Say what is installed, and which engines work here.",
+    "demo": "Draw a volume, segment it, and show the result as a picture.",
+}
+"""Each is a function of its own name in a module of `unet_deploy.cli`; what the program's help says of it."""
+
+
+class _Verbs(typer.core.TyperGroup):
+    """The verbs, as names that the help lists; the one that is used takes its name's place."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        own = {name: typer.core.TyperCommand(name, help=said) for name, said in VERBS.items()}
+        self.commands = {**own, **self.commands}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name in VERBS else command, rest
+
+
+def _load(verb: str) -> Any:
+    """Return a verb as typer makes it of its function."""
+    own = typer.Typer(add_completion=False, rich_markup_mode=None)
+    own.command()(getattr(importlib.import_module(f"unet_deploy.cli.{verb}"), verb))
+    return typer.main.get_command(own)
+
+
 app = typer.Typer(
     name="unet-deploy",
+    cls=_Verbs,
     help="The U-Net of Ronneberger et al. (2015), from a few annotated images to gigapixel volumes.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, export, adopt, segment, plan, evaluate, inspect, check, doctor, demo):
-    app.command()(verb)
 
 
 def _show_version(is_asked: bool) -> None:

@@ -64,6 +64,7 @@ def _rows(found: Diagnosis) -> Rows:
         ("tried on", found.model),
         *((f"{status.name}", describe_engine(status)) for status in found.engines),
         ("plan cache", _describe_plan_cache(found)),
+        ("measured", _describe_kept_costs(found)),
         *_problem_rows(found),
         ("took", format_seconds(found.seconds)),
         ("verdict", _verdict(found)),
@@ -109,6 +110,13 @@ def _describe_plan_cache(found: Diagnosis) -> str:
     cache = found.plan_cache
     what = "no plans" if not cache.plans else f"{cache.plans} plan(s), {format_bytes(cache.total_bytes)}"
     return f"{cache.folder}: {what}"
+
+
+def _describe_kept_costs(found: Diagnosis) -> str:
+    kept = found.kept_costs
+    if kept.last is None:
+        return "nothing of this machine yet: unet-deploy bench finds its fastest engine and tile"
+    return f"{kept.count} time(s) on this machine, the last on {kept.last}; engine and tile are chosen by it"
 
 
 def describe_engine(status: EngineStatus) -> str:

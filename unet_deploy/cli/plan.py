@@ -43,12 +43,16 @@ def plan(
 ) -> None:
     """Show tiles, blocks, memory, disk and time of a segmentation, without starting it."""
     from unet_deploy.runtime.engines import candidates
+    from unet_deploy.runtime.expected_costs import expect_costs
     from unet_deploy.runtime.layout import KINDS
     from unet_deploy.runtime.machine import read_memory
     from unet_deploy.runtime.preparation import prepare
 
+    candidates(device, engine)  # also without the probe: a name that is none would fail the run
+    artifact = flags.load_model(model, trust_engine=trust_engine)
     options: dict[str, Any] = {
-        "model": flags.load_model(model, trust_engine=trust_engine),
+        "model": artifact,
+        "costs": expect_costs(artifact, device=device, engine=engine, threads=threads),
         "channels": channel or (),
         "axes": axes,
         "level": level,
@@ -58,7 +62,6 @@ def plan(
         "tta": tta,
         "input_range": flags.parse_input_range(input_range),
     }
-    candidates(device, engine)  # also without the probe: a name that is none would fail the run
     if holds_several(volume, image):
         probe = partial(_time_tile, device=device, engine=engine, threads=threads)
         plan_each(volume, time_tile=None if no_probe else probe, as_json=as_json, **options)
@@ -78,11 +81,11 @@ def plan(
         "blocks_wanted": ready.plan.count(wanted),
         "level": ready.volume.info.level,
         "level_choice": ready.level_choice,
-        "differs_from_training": [finding.text for finding in differs],
+        "differs_from_training": None if differs is None else [finding.text for finding in differs],
         "memory_available_bytes": read_memory().available_bytes,
         "statistics_bytes": ready.statistics_bytes,
         "output": spec.path,
-        "disk_bytes": spec.raw_bytes,
+        "disk_bytes": -(-spec.raw_bytes * ready.plan.count(wanted) // ready.plan.n_blocks),
         "disk_free_bytes": shutil.disk_usage(Path(spec.path).resolve().parent).free,
         "pyramid_levels": spec.n_levels,
         "engine": None if timed is None else timed.to_object(),
@@ -97,15 +100,15 @@ def plan(
         _show(ready, facts, timed)
 
 
-def _look_at_grey_values(ready: Preparation, *, input_range: tuple[float, float] | None) -> tuple[Finding, ...]:
-    """Return how a small sample differs from the training images; the run looks at more."""
+def _look_at_grey_values(ready: Preparation, *, input_range: tuple[float, float] | None) -> tuple[Finding, ...] | None:
+    """Return how a small sample differs from the training images, None if it cannot be read; the run looks at more."""
     from unet_deploy.errors import ReadError
     from unet_deploy.runtime.drift import glance_at_drift
 
     try:
         return glance_at_drift(ready.volume, ready.artifact.card, ready.channels, input_range=input_range)
     except ReadError:  # the run says which blocks cannot be read
-        return ()
+        return None
 
 
 def _time_tile(ready: Preparation, *, device: str, engine: str | None, threads: int) -> tuple[float, EngineDescription]:
@@ -136,13 +139,18 @@ def _show(ready: Preparation, facts: dict[str, Any], timed: EngineDescription | 
         ("volume", f"{info.path}: {info.axes} {' × '.join(map(str, info.shape))} {info.dtype}"),
         ("model", f"{ready.artifact.card.name} ({ready.artifact.source})"),
         *([] if ready.level_choice is None else [("level", ready.level_choice.removeprefix("level "))]),
-        *(("differs", text) for text in facts["differs_from_training"]),
+        *(("differs", text) for text in facts["differs_from_training"] or ()),
         ("tiles", f"{p.n_tiles} of {p.tile_y} × {p.tile_x} px, each keeping {core}"),
         *([("tta", f"each tile {p.passes} times, turned and mirrored, and the mean of the results")] if p.tta else []),
         ("blocks", f"{p.n_blocks} of {' × '.join(map(str, p.block_shape))} (z y x)"),
         *([] if facts["blocks_wanted"] == p.n_blocks else [("region", f"{facts['blocks_wanted']} of them")]),
         ("chunks out", " × ".join(map(str, p.grid.chunk)) + (f", shards {p.grid.shard}" if p.grid.shard else "")),
-        ("work", f"{p.flops / 1e12:.3g} TFLOP, {(p.flops_ratio - 1):.0%} more than an endless tile would need"),
+        ("tile", p.reason),
+        (
+            "work",
+            f"{p.least_flops / 1e12:.3g} TFLOP needed, {p.flops / 1e12:.3g} will be spent: "
+            f"{p.flops_ratio:.2f} times what an endless tile would need",
+        ),
         ("read", f"{format_bytes(facts['bytes_read'])} with halos; a chunk is decoded {p.decodes_per_chunk:.2f} times"),
         *_statistics_rows(ready),
         ("memory", f"about {format_bytes(p.peak_memory_bytes)}, whatever the volume's size{available}"),

@@ -15,6 +15,17 @@ from unet_deploy.errors import ConfigurationError
 from unet_deploy.metrics._isbi_input import import_ndimage
 
 
+def require_scipy() -> None:
+    """Find out, before any work, whether cells can be told apart at all.
+
+    Raises
+    ------
+    MissingDependencyError
+        If SciPy is not installed.
+    """
+    import_ndimage()
+
+
 def number_components(mask: npt.NDArray[np.bool_], *, min_size: int = 0) -> npt.NDArray[np.int32]:
     """Number the connected components of a mask.
 

@@ -1,0 +1,168 @@
+"""An engine is measured in a process of its own, and whatever it does there is an answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from multiprocessing import spawn
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.failing_engines import failing
+from unet_deploy.errors import DeviceError, DeviceMemoryError, TileNotLegalError, UnetDeployError
+from unet_deploy.runtime._measuring_child import held_bytes, peak_bytes
+from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.measuring import EngineProbe, measure_engine
+
+SMALL, LARGE = (52, 52), (60, 76)
+needs_sigkill = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to be killed by")
+
+SCRIPT = """
+import sys
+from unet_deploy.runtime import load_artifact
+from unet_deploy.runtime.measuring import measure_engine
+print("once")
+costs = measure_engine(load_artifact(sys.argv[1]), engine="onnxruntime-cpu", threads=1, tiles=[(52, 52)])
+print(len(costs.samples))
+"""
+
+
+def test_tiles_are_measured_in_growing_size(tiny_artifact: Artifact) -> None:
+    tiles = [(204, 300), SMALL, (204, 300)]
+    costs = measure_engine(tiny_artifact, engine="onnxruntime-cpu", device="cpu", threads=1, tiles=tiles, batch=2)
+    assert [(s.tile_y, s.tile_x, s.batch) for s in costs.samples] == [(*SMALL, 2), (204, 300, 2)]
+    assert (costs.engine, costs.device, costs.precision, costs.threads) == ("onnxruntime-cpu", "cpu", "fp32", 1)
+    assert list(costs.versions) == ["onnxruntime"]
+    small, large = costs.samples
+    assert 0 < small.seconds < large.seconds
+    if peak_bytes():
+        assert 10**6 < small.memory_bytes <= large.memory_bytes < 10**9
+
+
+def test_a_script_without_a_guard_will_do(tiny_model: Path, tmp_path: Path) -> None:
+    """Where a process is spawned by multiprocessing, such a script begins anew in it."""
+    for arguments, text in (((str(tmp_path / "script.py"),), None), (("-",), SCRIPT)):
+        (tmp_path / "script.py").write_text(SCRIPT)
+        done = subprocess.run(
+            [sys.executable, *arguments, str(tiny_model)],
+            input=text,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+            timeout=60,
+        )
+        assert (done.stdout, done.stderr) == ("once\n1\n", "")
+
+
+def test_what_does_not_fit_into_the_time_is_left_out(fake_artifact: Any) -> None:
+    costs = measure_engine(
+        fake_artifact(), engine="fake", tiles=[SMALL, LARGE], seconds_limit=0.0, engine_factory=failing("never")
+    )
+    assert [(s.tile_y, s.tile_x) for s in costs.samples] == [SMALL]
+
+
+@pytest.mark.parametrize("how", ["exits", pytest.param("is killed", marks=needs_sigkill), "no memory"])
+def test_what_was_measured_before_the_end_is_kept(how: str, fake_artifact: Any) -> None:
+    costs = measure_engine(fake_artifact(), engine="fake", tiles=[SMALL, LARGE], engine_factory=failing(how))
+    assert [(s.tile_y, s.tile_x) for s in costs.samples] == [SMALL]
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "says", "fix"),
+    [
+        (
+            "exits",
+            DeviceError,
+            r"^the process of fake ended on a tile of 52 x 52 px: exit code 7\n  it said: Fatal: no such instruction\n",
+            "use another engine, or install fake again: a segmentation would end so too",
+        ),
+        pytest.param(
+            "is killed",
+            DeviceMemoryError,
+            r"^fake was killed by the system on a tile of 52 x 52 px\n  a system does that to a process",
+            "free memory, or measure smaller tiles",
+            marks=needs_sigkill,
+        ),
+        (
+            "no memory",
+            DeviceMemoryError,
+            r"^fake ran out of memory on cpu\n  MemoryError: 8 GB were wanted\n",
+            "a smaller tile (--tile) or batch (--batch), or another device (--device cpu)",
+        ),
+        (
+            "hangs",
+            DeviceError,
+            r"^fake did not answer in time on a tile of 52 x 52 px, and was stopped\n",
+            "give it more time (--seconds), or measure smaller tiles",
+        ),
+        ("no driver", DeviceError, r"^the driver is too old\n  driver 1.0, 2.0 was expected\n", "update it"),
+    ],
+)
+def test_nothing_at_all_is_an_error(
+    how: str, kind: type[UnetDeployError], says: str, fix: str, fake_artifact: Any
+) -> None:
+    with pytest.raises(kind, match=says) as caught:
+        measure_engine(
+            fake_artifact(),
+            engine="fake",
+            tiles=[SMALL],
+            seconds_limit=1.0,
+            patience_s=3.0 if how == "hangs" else 30.0,
+            engine_factory=failing(how, is_at_once=True),
+        )
+    assert caught.value.fix == fix
+
+
+def test_a_tile_that_is_none_is_refused(fake_artifact: Any) -> None:
+    with pytest.raises(TileNotLegalError, match=r"^tile side 250 on axis x "):
+        measure_engine(fake_artifact(), engine="fake", tiles=[(252, 250)], engine_factory=failing("never"))
+
+
+@pytest.mark.parametrize("case", ["frozen", "host"])
+def test_a_program_that_holds_python_is_not_started_again(
+    case: str, fake_artifact: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = spawn.get_executable()
+    if case == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    else:
+        spawn.set_executable("/opt/Microscope.exe")
+    try:
+        with pytest.raises(
+            DeviceError,
+            match=r"^fake cannot be measured: there is no Python interpreter to do it in\n  this program is ",
+        ) as caught:
+            measure_engine(fake_artifact(), engine="fake", tiles=[SMALL], engine_factory=failing("never"))
+    finally:
+        spawn.set_executable(own)
+    assert "multiprocessing.set_executable" in caught.value.fix
+
+
+def test_raw_pixels_are_given_where_they_are_taken(fake_artifact: Any) -> None:
+    costs = measure_engine(
+        fake_artifact(in_channels=2), engine="fake", tiles=[SMALL], engine_factory=failing("raw pixels")
+    )
+    assert costs.samples[0].seconds > 0
+
+
+def test_a_closed_probe_leaves_no_process(fake_artifact: Any) -> None:
+    probe = EngineProbe(fake_artifact(), engine="fake", largest=SMALL, engine_factory=failing("never"))
+    assert probe.foretell(LARGE) == 0.0
+    probe.measure(SMALL, seconds=0.0)
+    assert probe.foretell(LARGE) > 2 * probe.samples[0].seconds
+    assert len(probe.costs().samples) == 1
+    probe.close()
+    probe.close()
+    assert probe.is_closed
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="only these tell what a process holds now")
+def test_memory_is_told_by_the_system() -> None:
+    before = peak_bytes()
+    held = bytearray(64 * 2**20)
+    held[:: 2**10] = b"x" * 2**16
+    assert peak_bytes() >= held_bytes() > 64 * 2**20
+    assert peak_bytes() >= before
