@@ -10,7 +10,9 @@ is a tiny one, which leaves what everything around a network costs, and makes 4 
 1. Each round runs every side once; smaller ones several times, since they are over before a clock has settled. It also
    runs a plane of one chunk, whose time is that of start and end: what each run costs, however large.
 2. A pixel's cost is what a run takes beyond that, over its pixels beyond that: wall time and CPU time of the process.
-3. Medians are compared. *Flat* is that of each side over that of the first.
+   Every run also looks at grey values, 67 million at most: the smallest planes pay for all of theirs.
+3. The run's own clock gives what blocks and pyramid take, without that.
+4. Medians are compared. *Flat* is that of each side over that of the first.
 """
 
 from __future__ import annotations

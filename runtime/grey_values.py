@@ -33,7 +33,7 @@ BOX_CHUNKS = 512
 PART_VALUES = 2**17
 """So many are counted at a time: counting needs 8 bytes for each, which should stay in the processor's cache."""
 SAMPLE_VALUES = 2**26
-HERE_VALUES = 2**21
+HERE_VALUES = 2**24
 """So many are counted at once by whoever asks: sending them out would take longer."""
 TASK_VALUES = 2**22
 """So many are counted by one task, where boxes are smaller: to send one out takes as long as to count a box."""

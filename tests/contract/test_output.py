@@ -349,7 +349,7 @@ def test_many_blocks_make_one_pyramid(tmp_path: Path, fake_artifact: Any, fake_f
     pixels = np.random.default_rng(0).integers(0, 256, (30, 4500), dtype=np.uint8)
     zarr.create_array(tmp_path / "wide.zarr", data=pixels, chunks=(30, chunk))
     artifact = fake_artifact(depth=1, classes=3)
-    result = segment(tmp_path / "wide.zarr", model=artifact, engine_factory=fake_factory, axes="yx")
+    result = segment(tmp_path / "wide.zarr", model=artifact, engine_factory=fake_factory, axes="yx", tile=(44, 1012))
     assert result.plan.n_blocks == 3
     for path, ndim in (("labels/segmentation/", 2), ("", 3)):
         levels = [
