@@ -6,8 +6,8 @@ zarr-python takes as long to hand a chunk on, through its event loop and copies,
    integers, little endian, zstd, in shards or not, and 0 where nothing is stored. Anything else is left to zarr.
 2. A box is cut into the units that it holds whole, a chunk or a shard each. What one has beyond the array's end is 0. A
    unit of nothing but 0 is not stored, and one that was is deleted.
-3. Each is compressed in one of a few threads, which numcodecs lets run side by side, and written under another name,
-   then moved to its place: it is there as a whole, or not at all.
+3. Each is compressed in one of a few threads, which numcodecs lets run side by side and the network comes before, and
+   written under another name, then moved to its place: it is there as a whole, or not at all.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from numcodecs.checksum32 import CRC32C
 from numcodecs.zstd import Zstd
 
 from unet_deploy.runtime.disk_space import full_disk_named
+from unet_deploy.runtime.machine import give_way
 from unet_deploy.runtime.timeline import carried
 
 MOST_THREADS = 8
@@ -300,7 +301,7 @@ def _put(file: Path, content: Any) -> None:
 
 
 def _threads(name: str, count: int | None = None) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count or min(_usable_cores(), MOST_THREADS), name)
+    return ThreadPoolExecutor(count or min(_usable_cores(), MOST_THREADS), name, initializer=give_way)
 
 
 def _usable_cores() -> int:

@@ -20,7 +20,8 @@ from unet_deploy.card import AnyNetwork
 from unet_deploy.geometry import Geometry
 from unet_deploy.runtime.cost import FEATURE_MAPS_HELD, tile_flops, tile_memory_bytes, weights_bytes
 
-NOMINAL_FLOPS_PER_S = 1e11
+NOMINAL_FLOPS_PER_S = 3e11
+"""Of two cores with AVX-512."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 DEFAULT_BUDGET_BYTES = 2 * 2**30
 """What an engine may hold in main memory, unless something else is said."""

@@ -15,7 +15,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,13 @@ def lower_priority() -> None:
         ctypes.windll.kernel32.SetPriorityClass(ctypes.windll.kernel32.GetCurrentProcess(), below_normal)
     else:
         os.nice(NICENESS)
+
+
+def give_way() -> None:
+    """Let this program's other threads come first: the network's, whose operations end when the last core has ended."""
+    if sys.platform == "linux":  # elsewhere priorities are of whole processes
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(os.nice(0) + NICENESS, 19))
 
 
 def _text(file: Path) -> str:

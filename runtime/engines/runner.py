@@ -1,7 +1,8 @@
 """From a tile's raw pixels to labels and probabilities in their place: on the host, or by an engine that takes bytes.
 
 1. A `TileWork` carries both maps: the raw pixels, as a view of the window, and the views that its results go to.
-2. `HostRunner` normalises here, has the engine compute logits, and turns them into bytes here.
+2. `HostRunner` normalises here, has the engine compute logits, and turns them into bytes here: the next tile and the
+   last one, while the engine has one between them.
 3. `ByteRunner` sends raw pixels and gets bytes; the engine computes while later tiles are gathered and earlier ones
    written, and goes on with the next block's without a pause (`engines.feed`). Bytes cannot hold a NaN: a tile whose
    logits do not sum to a number goes through the host once more, which then says whether a pixel that is kept is meant.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +30,9 @@ from unet_deploy.runtime.engines.base import Batch, ByteForm, ByteResult
 from unet_deploy.runtime.engines.constant_tiles import Answer, AnswerKey, constant_values
 from unet_deploy.runtime.engines.symmetries import TileEngine
 from unet_deploy.runtime.layout import Kind
+from unet_deploy.runtime.machine import give_way
 from unet_deploy.runtime.normalise import Normaliser, is_finite, to_labels, to_probabilities
-from unet_deploy.runtime.timeline import marker, span
+from unet_deploy.runtime.timeline import carried, marker, span
 
 Bytes = npt.NDArray[np.uint8]
 AS_FLOAT = ("uint16", "int16", "float16")
@@ -93,19 +96,37 @@ class HostRunner:
 
     def run(self, groups: Iterable[Sequence[TileWork]]) -> Iterator[TileWork]:
         """Compute the tiles; see `Runner`."""
-        inputs: Batch | None = None
-        for group in groups:
-            if inputs is None or inputs.shape[0] < len(group):
-                inputs = np.empty((len(group), *group[0].raw.shape), np.float32)
+        ready = self._normalised(groups)
+        labelled: Future[list[TileWork]] | None = None
+        with ThreadPoolExecutor(1, "beside", initializer=give_way) as beside:
             with span("normalise"):
-                for work, place in zip(group, inputs, strict=False):
-                    self._normaliser(work.raw, out=place)
-            with span("infer", is_device=True):
-                outputs = self._engine.infer(inputs[: len(group)])
-            with span("label"):
-                wrong = [work for work, output in zip(group, outputs, strict=True) if not _label(work, output)]
-            del outputs  # gone before the next are made
-            yield from wrong
+                following = beside.submit(carried(next), ready, None)
+                found = following.result()
+            while found is not None:
+                group, inputs = found
+                with span("normalise"):
+                    following = beside.submit(carried(next), ready, None)
+                with span("infer", is_device=True):
+                    outputs = self._engine.infer(inputs)
+                if labelled is not None:
+                    yield from labelled.result()
+                with span("label"):
+                    labelled = beside.submit(carried(_label_all), group, outputs)
+                del outputs  # gone when they are labelled
+                found = following.result()
+            if labelled is not None:
+                yield from labelled.result()
+
+    def _normalised(self, groups: Iterable[Sequence[TileWork]]) -> Iterator[tuple[Sequence[TileWork], Batch]]:
+        """Yield each group with its input, in two buffers by turns: one is read while the other is filled."""
+        buffers: deque[Batch] = deque([np.empty(0, np.float32)] * 2)
+        for group in groups:
+            if len(buffers[0]) < len(group):
+                buffers[0] = np.empty((len(group), *group[0].raw.shape), np.float32)
+            for work, place in zip(group, buffers[0], strict=False):
+                self._normaliser(work.raw, out=place)
+            yield group, buffers[0][: len(group)]
+            buffers.rotate()
 
 
 class ByteRunner:
@@ -161,6 +182,11 @@ class ByteRunner:
                     place[:] = work.raw
             sent_at.append(time.perf_counter())
             yield batch[: len(group)]  # read before the next is asked for
+
+
+def _label_all(group: Sequence[TileWork], outputs: Batch) -> list[TileWork]:
+    """Write the results of a batch; return the tiles whose logits are not all numbers."""
+    return [work for work, output in zip(group, outputs, strict=True) if not _label(work, output)]
 
 
 def _label(work: TileWork, output: Batch) -> bool:

@@ -164,10 +164,16 @@ def test_a_smaller_tile_that_was_measured_faster_is_taken_and_said() -> None:
 
 def test_a_larger_tile_that_was_measured_faster_is_taken_if_it_fits() -> None:
     costs = measured(at_rate(1024, 4e11, 300), at_rate(2048, 4e11, 1100))
-    assert plan_of(4096, 4096, costs).tile_y == 2236
-    assert plan_of(4096, 4096, replace(costs, budget_bytes=500 * MIB)).tile_y == 1212
-    assert plan_of(4096, 4096, costs, max_memory_bytes=1024 * MIB).tile_y <= 1452
-    assert "1024 MiB hold" in plan_of(4096, 4096, costs, max_memory_bytes=1024 * MIB).reason
+    assert plan_of(16384, 16384, costs).tile_y == 2236
+    assert plan_of(16384, 16384, replace(costs, budget_bytes=500 * MIB)).tile_y == 1212
+    assert plan_of(16384, 16384, costs, max_memory_bytes=1024 * MIB).tile_y <= 1452
+    assert "1024 MiB hold" in plan_of(16384, 16384, costs, max_memory_bytes=1024 * MIB).reason
+
+
+def test_a_larger_tile_must_earn_the_memory_that_it_touches() -> None:
+    costs = measured(at_rate(1024, 4e11, 300), at_rate(2048, 4e11, 1100))
+    assert plan_of(4096, 4096, costs).tile_y == 1212
+    assert plan_of(16384, 16384, costs).tile_y == 2236
 
 
 def test_of_two_as_fast_the_smaller_is_taken() -> None:
