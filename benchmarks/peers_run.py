@@ -43,8 +43,6 @@ def main() -> None:
         "late_imports": len(set(sys.modules) - before),
         "versions": {name: version(name) for name in (*contender.packages, *engine)},
     }
-    if os.environ.get("PEERS_LATE_IMPORTS"):
-        result["late_modules"] = sorted(set(sys.modules) - before)
     sys.stdout.flush()
     print(json.dumps(result))
 

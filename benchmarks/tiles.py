@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 
 from common import save
@@ -62,7 +63,11 @@ def main() -> None:
         )
     save(
         f"tiles-width{network.base_width}-{artifact.card.precision}",
-        {"what": "time per output pixel and memory by core", "command": "python benchmarks/tiles.py", "rows": rows},
+        {
+            "what": "time per output pixel and memory by core",
+            "command": " ".join(["python benchmarks/tiles.py", *sys.argv[1:]]),
+            "rows": rows,
+        },
     )
 
 

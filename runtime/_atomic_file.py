@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ class AtomicFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # A task that Dask runs twice at once must not write to one file.
-        self._draft = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+        # A task that Dask runs twice at once must not write to one file. In a store, what a kill leaves has the name
+        # that zarr would give it (`output_paths.remove_partial_files`).
+        self._draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         self._file: Any = None
 
     def __enter__(self) -> Any:

@@ -191,10 +191,9 @@ def explain_tile(
     if saved < WORTH_SAYING:
         return said
     y, x = least.core
-    slower = (
-        f"{least.seconds / chosen.seconds:.2f} of its time" if costs.is_measured else "no faster where it was measured"
-    )
-    return f"{said}; a tile keeping {y} × {x} would spend {saved:.0%} fewer operations, and takes {slower}"
+    times = f"takes {least.seconds / chosen.seconds:.2f} times as long"
+    slower = times if costs.is_measured else "was not seen to be faster"
+    return f"{said}; a tile keeping {y} × {x} would spend {saved:.0%} fewer operations, but {slower}"
 
 
 def fit_memory(plans: Iterable[SegmentationPlan], max_memory_bytes: int) -> SegmentationPlan:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from unet_deploy.runtime.artifact import Artifact
@@ -16,6 +17,7 @@ from unet_deploy.runtime.engine_costs import CostModel
 from unet_deploy.runtime.engines.choice import ordered_candidates
 from unet_deploy.runtime.expected_costs import costs_of
 from unet_deploy.runtime.plan import Extents, plan_segmentation
+from unet_deploy.runtime.preparation import plan_for
 from unet_deploy.runtime.trials import WORTH, Trial
 
 LARGE = 8192
@@ -27,7 +29,8 @@ CHUNK = 1024
 class Advice:
     """What runs one file fastest: engine, tile, and the flags that it takes.
 
-    `seconds_per_pixel` is of the engine alone with these flags, as measured; `own_seconds_per_pixel` without them.
+    `seconds_per_pixel` is of the engine alone with these flags; `own_seconds_per_pixel` without them. They are as
+    measured, unless `is_foretold`: of a tile that is larger than all that were run.
     """
 
     artifact: Artifact
@@ -36,6 +39,7 @@ class Advice:
     flags: tuple[str, ...]
     seconds_per_pixel: float
     own_seconds_per_pixel: float
+    is_foretold: bool
 
 
 def advise(
@@ -96,13 +100,16 @@ def advise(
         flags=tuple(chosen),
         seconds_per_pixel=seconds,
         own_seconds_per_pixel=own_seconds,
+        is_foretold=trial.costs is not None and tile[0] * tile[1] > max(s.pixels for s in trial.costs.samples),
     )
 
 
 def plan_tile(artifact: Artifact, costs: CostModel) -> tuple[int, int]:
     """Return the tile that is planned for a large volume in chunks of a usual size."""
     extents = Extents(t=1, z=1, y=LARGE, x=LARGE)
-    plan = plan_segmentation(artifact.card.network, extents, source_chunk=(1, CHUNK, CHUNK), costs=costs)
+    chunk = (1, CHUNK, CHUNK)
+    make = partial(plan_segmentation, artifact.card.network, extents, source_chunk=chunk, costs=costs)
+    plan = plan_for(artifact, make, tile=None)
     return plan.tile_y, plan.tile_x
 
 

@@ -52,6 +52,8 @@ ADOPTED_ATTRIBUTES: dict[int, str] = {
 DEFAULT_MODEL = "membrane"
 SHOWN = 5
 """So many tensors are named in a message; whoever says the wrong precision has them all wrong."""
+_ZIP_HEAD = 1024
+"""The first entry of a zip file, which torch writes as NAME/data.pkl, begins therein."""
 _BARE_NAME = re.compile(r"[\w-]+")
 _TYPE_NAMES: dict[int, str] = {number: name for name, number in onnx.TensorProto.DataType.items()}
 
@@ -197,12 +199,17 @@ def parse_model(data: bytes, source: str) -> Any:
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
-        is_zip = data[:4] == b"PK\3\4"
+        fix = "copy or export the file again; a truncated copy looks like this"
+        told: list[str] = []
+        if data[:4] == b"PK\3\4" and b"/data.pkl" in data[:_ZIP_HEAD]:
+            told, fix = ["it looks like a checkpoint of torch"], f"unet-deploy export {source}"
+        elif data[:4] == b"PK\3\4":
+            told = ["it is a zip file, as bioimage.io packages are: `unet-deploy adopt` reads those"]
         raise NotAnArtifactError(
             f"{source} is not an ONNX file, or is damaged",
             f"{len(data)} bytes came, which do not parse: {error}",
-            *(["it is a zip file, as bioimage.io packages are: `unet-deploy adopt` reads those"] if is_zip else []),
-            fix="copy or export the file again; a truncated copy looks like this",
+            *told,
+            fix=fix,
         ) from error
     if not model.graph.node or not model.opset_import:
         raise NotAnArtifactError(

@@ -2,7 +2,8 @@
 
 1. Blocks are run in the order given; those that the journal has are passed over.
 2. Each report is written into the journal before the next is waited for, and then added up and forgotten.
-3. A block that its workers did not survive is a failed block.
+3. A block that its workers did not survive is a failed block. What failed is made 0 here, not by the task: one that is
+   late may fail long after another has done its block.
 """
 
 from __future__ import annotations
@@ -114,13 +115,13 @@ def run_blocks(
                 found += 1
 
     def killed(index: int, reason: str) -> BlockReport:
-        block = job.plan.block(index)
-        clear_block(job.output, block)
-        return failure_report(block, f"the workers that ran it died: {reason}")
+        return failure_report(job.plan.block(index), f"the workers that ran it died: {reason}")
 
     reports = run_tasks(client, run_block, (job,), hold(due()), should_stop=should_stop, on_killed=killed)
     with closing(reports):  # also where the frames of an error are kept
         for report in reports:
+            if report.record.status == "failed":
+                clear_block(job.output, job.plan.block(report.record.index))
             with span("journal"):
                 journal.add(report.record)
             if timeline is not None:

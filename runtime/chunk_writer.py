@@ -13,9 +13,7 @@ zarr-python takes as long to hand a chunk on, through its event loop and copies,
 from __future__ import annotations
 
 import json
-import os
 import struct
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +28,9 @@ import numpy.typing as npt
 from numcodecs.checksum32 import CRC32C
 from numcodecs.zstd import Zstd
 
+from unet_deploy.runtime._atomic_file import AtomicFile
 from unet_deploy.runtime.disk_space import full_disk_named
-from unet_deploy.runtime.machine import give_way
+from unet_deploy.runtime.machine import give_way, usable_cores
 from unet_deploy.runtime.timeline import carried
 
 MOST_THREADS = 8
@@ -81,8 +80,8 @@ class Storage:
 class ChunkWriter:
     """Writes boxes; used as a context. What was begun is written when it ends, or it raises what was in the way."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        self._pool = _threads("write", threads)
+    def __init__(self) -> None:
+        self._pool = _threads("write")
         self._begun: list[tuple[str, Future[None]]] = []
 
     def __enter__(self) -> ChunkWriter:
@@ -114,7 +113,9 @@ class ChunkWriter:
             What is written, for the message where the disk is full.
         """
         storage = read_storage(array)
-        if storage is None or not storage.holds_whole(place) or values.dtype != storage.dtype:
+        if storage is None or not storage.holds_whole(place):
+            return False
+        if (values.dtype, values.shape) != (storage.dtype, _shape(place)):
             return False
         for number, box in _units(storage, place):
             file = storage.file(array, number)
@@ -130,7 +131,7 @@ def read_back(array: Path, place: Place) -> Array | None:
     storage = read_storage(array)
     if storage is None or storage.inner is not None or not storage.holds_whole(place):
         return None
-    values = np.empty([side.stop - side.start for side in place], storage.dtype)
+    values = np.empty(_shape(place), storage.dtype)
     with _threads("read") as pool:
         begun = [
             pool.submit(carried(_read_unit), storage.file(array, number), values[box], storage)
@@ -216,6 +217,10 @@ def _storage(
     return Storage(shape=(*shape,), unit=(*unit,), inner=inner, dtype=little, level=level, prefix=prefix)
 
 
+def _shape(place: Place) -> tuple[int, ...]:
+    return tuple(side.stop - side.start for side in place)
+
+
 def _units(storage: Storage, place: Place) -> Iterator[tuple[tuple[int, ...], Place]]:
     """Yield the number of each unit in a box, and where in the box's values it is."""
     spans = [range(side.start // unit, -(-side.stop // unit)) for side, unit in zip(place, storage.unit, strict=True)]
@@ -246,8 +251,10 @@ def _write_unit(file: Path, values: Array, storage: Storage) -> None:
         content = _shard(values, storage.inner, storage)
     if content is None:
         file.unlink(missing_ok=True)
-    else:
-        _put(file, content)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with AtomicFile(file) as opened:
+        opened.write(content)
 
 
 def _compress(values: Array, shape: tuple[int, ...], storage: Storage) -> Any:
@@ -287,23 +294,5 @@ def _morton_order(counts: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(numbers, key=lambda i: sum((i[a] >> bit & 1) << k for k, (a, bit) in enumerate(places))))
 
 
-def _put(file: Path, content: Any) -> None:
-    """Write a file as a whole or not at all; what a kill leaves has zarr's name for it (`remove_partial_files`)."""
-    draft = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as opened:
-            opened.write(content)
-        draft.replace(file)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _threads(name: str, count: int | None = None) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count or min(_usable_cores(), MOST_THREADS), name, initializer=give_way)
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+def _threads(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(usable_cores() or 1, MOST_THREADS), name, initializer=give_way)

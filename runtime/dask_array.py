@@ -70,8 +70,9 @@ def segment_array(
         Indices along c, in the model's order; all by default.
     input_range, device, engine, threads, tile, batch, max_memory_bytes, tta, engine_factory
         As in `segment`, but that each process which computes blocks chooses for itself where no `engine` is named: name
-        one if they have different packages. Without an `input_range`, a model that scales each volume by its own
-        percentiles computes the whole array once now, to take them (float32 twice).
+        one if they have different packages, or are on machines of which `unet-deploy bench` has measured some. Without
+        an `input_range`, a model that scales each volume by its own percentiles computes the whole array once now, to
+        take them (float32 twice).
 
     Returns
     -------

@@ -21,6 +21,14 @@ from unet_deploy.runtime._set_clock import clock_watched
 from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT
 
 
+def runs_here(scheduler: Any | None = None, scheduler_file: str | Path | None = None) -> bool:
+    """Tell whether blocks run in this process: nobody named another, or gave a client with workers in this one."""
+    if scheduler_file is not None or isinstance(scheduler, str):
+        return False
+    address = getattr(getattr(scheduler, "scheduler", None), "address", "")
+    return scheduler is None or str(address).startswith("inproc://")
+
+
 @contextmanager
 def connect(
     scheduler: Any | None = None, scheduler_file: str | Path | None = None, *, threads: int = BLOCKS_IN_FLIGHT
@@ -105,7 +113,7 @@ def imported_beside() -> Iterator[None]:
 
 
 def _import_quietly() -> None:
-    with suppress(ImportError):
+    with suppress(Exception):  # whatever a broken package raises
         importlib.import_module("distributed")
 
 

@@ -75,7 +75,7 @@ class RuleOfThumb:
     @property
     def words(self) -> str:
         """Where the figures come from."""
-        return "by rule of thumb; `unet-deploy bench` measures this machine"
+        return "by rule of thumb (`unet-deploy bench` measures this machine)"
 
     def seconds(self, network: AnyNetwork, tile_y: int, tile_x: int, batch: int) -> float:
         """Return what ranks tiles: operations, of which larger tiles than the best save none."""

@@ -130,7 +130,6 @@ def _try_block(job: Job, index: int) -> BlockReport:
         raise
     except Exception as error:  # a codec, the file system or the engine may raise anything; the others can go on
         logger.exception("block %d failed", index)
-        clear_block(job.output, block)
         return failure_report(block, f"{type(error).__name__}: {error}")
 
 

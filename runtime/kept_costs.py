@@ -100,7 +100,10 @@ def keep_costs(
 def has_costs(folder: Path | None = None) -> bool:
     """Tell, at next to no cost, whether anything was ever kept."""
     place = _place(folder)
-    return place is not None and place.is_dir()
+    try:
+        return place is not None and place.is_dir()
+    except OSError:  # a home that is another user's, as in some containers
+        return False
 
 
 def count_costs(folder: Path | None = None, *, ask: Callable[[], Gpus] = ask_driver) -> KeptCosts:

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from unet_deploy.errors import NoSpaceError
 from unet_deploy.runtime.journal import BlockRecord, Journal
 from unet_deploy.runtime.layout import Kind, OutputSpec
 from unet_deploy.runtime.measures import count_classes, mean_confidence
-from unet_deploy.runtime.output import write_block
+from unet_deploy.runtime.output import read_box, write_block
 from unet_deploy.runtime.plan import Block, SegmentationPlan
 
 logger = logging.getLogger(__name__)
@@ -92,10 +91,10 @@ def _mend(spec: OutputSpec, block: Block, record: BlockRecord) -> bool:
 
 def _read(spec: OutputSpec, kind: Kind, block: Block) -> Bytes:
     """Return a block of the finest level, (c, z, y, x)."""
-    array = zarr.open_array(spec.path, path=spec.array_path(kind, 0), mode="r")
     classes = len(spec.classes) if kind == "probabilities" else 1
     place = {"t": slice(block.t, block.t + 1), "c": slice(0, classes), "z": block.z.slice}
-    values = np.asarray(array[spec.to_layout(kind, {**place, "y": block.y.slice, "x": block.x.slice})])
+    box = spec.to_layout(kind, {**place, "y": block.y.slice, "x": block.x.slice})
+    values = read_box(spec.path, spec.array_path(kind, 0), box)
     return values.reshape(classes, block.z.size, block.y.size, block.x.size)
 
 

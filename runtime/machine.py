@@ -82,13 +82,18 @@ def read_processor() -> Processor:
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     known = set(flags[1].split()) if flags else set()
-    affinity = getattr(os, "sched_getaffinity", None)
     return Processor(
         name=name[1].strip() if name else _windows_processor() or platform.processor() or platform.machine() or None,
         cores=os.cpu_count(),
-        usable=len(affinity(0)) if affinity is not None else os.cpu_count(),
+        usable=usable_cores(),
         vector_units=tuple(unit for unit in VECTOR_UNITS if unit in known),
     )
+
+
+def usable_cores() -> int | None:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count()
 
 
 def read_memory() -> Memory:

@@ -21,8 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from multiprocessing import spawn
 from pathlib import Path
 from typing import IO, Any
@@ -65,9 +65,9 @@ class EngineProbe:
     Raises
     ------
     DeviceError
-        If there is no Python to start, as in a program that Python is only a part of. When the process dies, or is
-        stopped, before it has answered: DeviceMemoryError where the system did it, as it does for want of memory. What
-        opening the engine or running a tile raises there is raised here.
+        If there is no Python to start, as in a program that Python is only a part of, or none can be started. When
+        the process dies, or is stopped, before it has answered: DeviceMemoryError where the system did it, as it does
+        for want of memory. What opening the engine or running a tile raises there is raised here.
     """
 
     def __init__(
@@ -84,15 +84,7 @@ class EngineProbe:
     ) -> None:
         self._name, self._artifact, self._patience_s = engine, artifact, patience_s
         self._threads, self._batch = threads, batch
-        program = _find_python(engine)
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
-        self._process = subprocess.Popen(  # noqa: S603  # this very Python, with a program of ours
-            [program, "-c", _PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._words,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # a program with windows gets no console for it
-        )
+        self._words, self._process = _start(_find_python(engine), engine)
         self.samples: list[TileSample] = []
         try:
             request = EngineRequest(
@@ -103,9 +95,9 @@ class EngineProbe:
                 batch_shape=(batch, artifact.card.network.in_channels, *largest),
                 factory=engine_factory,
             )
-            self._send(json.dumps([*map(str, sys.path)]).encode() + b"\n")
-            self._send(pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL))
-            self._opened: dict[str, Any] = self._answer(0.0, when="when it was opened")["opened"]
+            where = json.dumps([*map(str, sys.path)]).encode() + b"\n"
+            asked = where + pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL)
+            self._opened: dict[str, Any] = self._ask(asked, 0.0, when="when it was opened")["opened"]
         except BaseException:
             self.close()
             raise
@@ -132,8 +124,7 @@ class EngineProbe:
     def measure(self, tile: tuple[int, int], *, seconds: float) -> TileSample:
         """Return seconds and memory of a tile, no smaller than the last one; `seconds` are what it should take."""
         item = {"tile": tile, "batch": self._batch, "seconds": seconds}
-        self._send(json.dumps(item).encode() + b"\n")
-        answer = self._answer(seconds, when=f"on a tile of {tile[0]} x {tile[1]} px")
+        answer = self._ask(json.dumps(item).encode() + b"\n", seconds, when=f"on a tile of {tile[0]} x {tile[1]} px")
         sample = TileSample(tile_y=tile[0], tile_x=tile[1], batch=self._batch, **answer)
         self.samples.append(sample)
         return sample
@@ -159,14 +150,9 @@ class EngineProbe:
             with suppress(OSError):  # what it did not read
                 pipe.close()
 
-    def _send(self, data: bytes) -> None:
+    def _ask(self, data: bytes, seconds: float, *, when: str) -> dict[str, Any]:
+        """Return the answer to what is sent."""
         assert self._process.stdin is not None
-        with suppress(OSError):  # it died before it had read all: its answer, or none, tells why
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
-
-    def _answer(self, seconds: float, *, when: str) -> dict[str, Any]:
-        """Return the next answer."""
         assert self._process.stdout is not None
         was_stopped = threading.Event()
 
@@ -178,16 +164,15 @@ class EngineProbe:
         timer.daemon = True
         timer.start()
         try:
-            line = self._process.stdout.readline()
+            with suppress(OSError):  # it died before it had read all: its answer, or none, tells why
+                self._process.stdin.write(data)
+                self._process.stdin.flush()
+            answer = next(filter(None, map(_read_answer, self._process.stdout)), None)
+            code = None if answer is not None else self._process.wait()
         finally:
             timer.cancel()
-        try:
-            answer: dict[str, Any] = json.loads(line)
-        except ValueError:  # nothing, or a line that was cut off
-            code = self._process.wait()
-            raise _no_answer(
-                self._name, when, None if was_stopped.is_set() else code, _last_words(self._words)
-            ) from None
+        if answer is None:
+            raise _no_answer(self._name, when, None if was_stopped.is_set() else code, _last_words(self._words))
         if "error" not in answer:
             return answer
         told = answer["error"]
@@ -206,6 +191,7 @@ def measure_engine(
     seconds_limit: float = 20.0,
     patience_s: float = PATIENCE_S,
     engine_factory: EngineFactory | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> EngineCosts:
     """Time tiles on an engine, and measure what it holds, in a process of its own.
 
@@ -217,6 +203,8 @@ def measure_engine(
         Input sides (y, x) of the tiles, legal for the network; run from the smallest on.
     seconds_limit
         A tile that would not be done in this time, opening the engine included, is left out; the first is tried anyway.
+    should_stop
+        Asked before each tile but the first; once it says so, what was measured is all.
 
     Returns
     -------
@@ -245,7 +233,7 @@ def measure_engine(
     ) as probe:
         for tile in ordered:
             left = deadline - time.monotonic()
-            if probe.foretell(tile) > max(left, 0.0):
+            if probe.foretell(tile) > max(left, 0.0) or (probe.samples and should_stop()):
                 break
             try:
                 probe.measure(tile, seconds=max(left, 0.0))
@@ -283,6 +271,37 @@ def _find_python(engine: str) -> str:
         f"this program is {Path(program or sys.executable or 'unknown').name}, a part of which Python is",
         fix="run unet-deploy bench where it was installed with pip, or call multiprocessing.set_executable",
     )
+
+
+def _start(program: str, engine: str) -> tuple[IO[bytes], subprocess.Popen[bytes]]:
+    """Start the process; return the file of what it says to people, and the process."""
+    try:
+        with ExitStack() as unless_started:
+            words = unless_started.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(  # noqa: S603  # this very Python, with a program of ours
+                [program, "-P", "-c", _PROGRAM],  # or a json.py in the current folder would be the first thing to run
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # none for a program with windows
+            )
+            unless_started.pop_all()
+    except OSError as error:
+        raise DeviceError(
+            f"{engine} cannot be measured: no process can be started to do it in",
+            f"{type(error).__name__}: {error}",
+            fix="let this program start others, and write to the folder for temporary files",
+        ) from error
+    return words, process
+
+
+def _read_answer(line: bytes) -> dict[str, Any] | None:
+    """Return an answer; None for a line that was cut off, or that something wrote before stdout was taken from it."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _last_words(words: IO[bytes]) -> str:

@@ -130,7 +130,7 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 
 def remove_partial_files(output: Path) -> None:
-    """Delete what a kill left of files that were being written: Zarr writes each under another name first."""
+    """Delete what a kill left of files that were being written: each is, as by Zarr, under another name first."""
     for folder, _, names in os.walk(output):
         for name in names:
             if _PARTIAL.fullmatch(name):

@@ -16,28 +16,32 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.block_table import check_table_path
-from unet_deploy.runtime.dask_client import connect, imported_beside
+from unet_deploy.runtime.dask_client import connect, imported_beside, runs_here
 from unet_deploy.runtime.disk_space import check_space
-from unet_deploy.runtime.engine_costs import CAUTIOUS
-from unet_deploy.runtime.engines import candidates
+from unet_deploy.runtime.engine_costs import CAUTIOUS, EngineCosts
+from unet_deploy.runtime.engines import EngineDescription, candidates
+from unet_deploy.runtime.engines.base import Verdict
 from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, getting_ready, settle_engine
 from unet_deploy.runtime.execute import ProgressCallback
-from unet_deploy.runtime.expected_costs import costs_of, expect_costs, probe_if_long
+from unet_deploy.runtime.expected_costs import costs_of, engine_to_go_on_with, expect_costs, probe_if_long
 from unet_deploy.runtime.follow import Following, begin_following, require_followable, wait_for_volume
 from unet_deploy.runtime.holding import MIN_FREE_BYTES, check_memory
 from unet_deploy.runtime.instances import check_objects_table, default_table, require_rule, require_scipy
 from unet_deploy.runtime.layout import split_kinds
 from unet_deploy.runtime.machine import held_memory_bytes, read_memory
-from unet_deploy.runtime.place import Place, find_place, require_objects_fit, share_to_make
-from unet_deploy.runtime.preparation import Preparation, plan_as_begun, prepare, replan, resolve_model
+from unet_deploy.runtime.place import find_place, require_objects_fit, share_to_make
+from unet_deploy.runtime.plan import SegmentationPlan
+from unet_deploy.runtime.preparation import Preparation, prepare, resolve_model
 from unet_deploy.runtime.profile_file import check_profile_path
 from unet_deploy.runtime.profiled_run import begin_timeline, carry_out_profiled
 from unet_deploy.runtime.region import Region
+from unet_deploy.runtime.replanning import plan_as_begun, plan_for_taken, replan
 from unet_deploy.runtime.results import SegmentationResult, require_whole
 from unet_deploy.runtime.run_settings import Run
 from unet_deploy.runtime.timeline import span
@@ -211,7 +215,8 @@ def segment(
                 should_stop=should_stop,
             )
         artifact = resolve_model(model)
-        is_here = scheduler is None and scheduler_file is None
+        is_here = runs_here(scheduler, scheduler_file)
+        costs_here = partial(costs_of, artifact, device=device, threads=threads, is_here=is_here)
         ready = prepare(
             volume,
             model=artifact,
@@ -249,8 +254,13 @@ def segment(
             kinds=kinds,
             wants_instances=wants_objects,
         )
-        if tile is None:
-            ready = _as_begun(ready, place, max_memory_bytes)
+        goes_on_with = None
+        if place.begun is not None:
+            if engine is None and engine_factory is None:
+                goes_on_with = engine_to_go_on_with(artifact, place.begun.engine, device=device, threads=threads)
+            if goes_on_with is not None:
+                ready = plan_for_taken(ready, costs_here(goes_on_with), may_change=False)
+            ready = plan_as_begun(ready, place.begun.plan, tile=tile, max_memory_bytes=max_memory_bytes)
         ready = begin_following(ready, follow, target=place.target, goes_on=place.begun is not None, region=region)
         spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
         require_objects_fit(place, spec, wants_instances=wants_objects)
@@ -260,32 +270,43 @@ def segment(
         _check_files(table, profile, overwrite=overwrite, goes_on=place.begun is not None)
         if check_free_space and (place.begun is None or not place.begun.is_broken_off):  # that was checked before
             check_space(spec, wants_instances=wants_objects, share=share_to_make(ready.plan, place, region))
-        if is_here and not (place.begun or tile or follow or engine_factory):
+        planning: dict[str, Any] = {"batch": batch, "max_memory_bytes": max_memory_bytes, "tta": tta}
+        may_replan = not (place.begun or tile or follow or engine_factory)
+        if is_here and may_replan:
             with span("probe"):
-                measured = probe_if_long(artifact, ready.plan, device=device, engine=engine, threads=threads)
-            ready = replan(ready, costs=measured, batch=batch, max_memory_bytes=max_memory_bytes, tta=tta)
-            spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
-        if check_free_space and is_here:
-            check_memory(ready.plan.peak_memory_bytes, read_memory(), held_bytes=held_memory_bytes())
+                measured = probe_if_long(
+                    artifact,
+                    ready.plan,
+                    device=device,
+                    engine=engine,
+                    threads=threads,
+                    region=region,
+                    max_memory_bytes=max_memory_bytes,
+                    should_stop=should_stop,
+                )
+            ready = replan(ready, costs=measured, **planning)
+        _check_memory(ready.plan, is_wanted=check_free_space and is_here)
         with span("import"), imported_beside():  # while the engine's own library reads and compiles
-            request, description = settle_engine(
+            ready, request, description = _open_engine(
+                ready,
                 EngineRequest(
                     artifact=ready.artifact,
                     device=device,
-                    engine=engine,
+                    engine=engine or goes_on_with,
                     threads=threads,
                     batch_shape=ready.plan.batch_shape,
                     factory=engine_factory,
                     tta=tta,
-                )
+                ),
+                is_gone_on_with=goes_on_with is not None,
+                replan_for=lambda name: plan_for_taken(ready, costs_here(name), may_change=may_replan, **planning),
             )
         if not keep_engine:
             held.callback(drop_engine, request)
+        _check_memory(ready.plan, is_wanted=check_free_space and is_here)  # another engine may have been expected
+        spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
         if is_here:
             held.enter_context(getting_ready(request))
-        if engine_factory is None:
-            taken = costs_of(artifact, description.engine, device=device, threads=threads, is_here=is_here)
-            ready = replace(ready, plan=replace(ready.plan, costs=taken))  # another may have been expected
         with span("connect"):
             client = held.enter_context(connect(scheduler, scheduler_file, threads=ready.plan.blocks_in_flight))
         run = Run(
@@ -314,12 +335,38 @@ def segment(
     return result
 
 
-def _as_begun(ready: Preparation, place: Place, max_memory_bytes: int | None) -> Preparation:
-    """Return the preparation with the plan of the run that is gone on with, where there is one and it fits."""
-    said = None if place.begun is None else place.begun.provenance.get("plan")
-    begun = plan_as_begun(ready, said) if isinstance(said, dict) else ready
-    is_small = max_memory_bytes is None or begun.plan.peak_memory_bytes <= max_memory_bytes
-    return begun if is_small else ready
+def _open_engine(
+    ready: Preparation,
+    request: EngineRequest,
+    *,
+    is_gone_on_with: bool,
+    replan_for: Callable[[str], Preparation],
+) -> tuple[Preparation, EngineRequest, EngineDescription]:
+    """Open the engine; return the preparation with its costs, its request by name, and what it is.
+
+    `replan_for` gives the preparation for the engine of a name.
+    """
+    request, description = settle_engine(request)
+    if is_gone_on_with:
+        verdict = Verdict(engine=description.engine, verdict="the run was begun with it", is_taken=True)
+        description = replace(description, choice=(verdict,))
+    costs = ready.plan.costs
+    if request.factory is not None or (isinstance(costs, EngineCosts) and costs.engine == description.engine):
+        return ready, request, description
+    try:
+        ready = replan_for(description.engine)
+    except BaseException:
+        drop_engine(request)
+        raise
+    if ready.plan.batch_shape != request.batch_shape:
+        drop_engine(request)
+        request, _ = settle_engine(replace(request, batch_shape=ready.plan.batch_shape))
+    return ready, request, description
+
+
+def _check_memory(plan: SegmentationPlan, *, is_wanted: bool) -> None:
+    if is_wanted:
+        check_memory(plan.peak_memory_bytes, read_memory(), held_bytes=held_memory_bytes())
 
 
 def _check_files(table: str | Path | None, profile: str | Path | None, *, overwrite: bool, goes_on: bool) -> None:

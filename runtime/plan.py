@@ -348,7 +348,6 @@ def plan_segmentation(
     max_memory_bytes: int | None = None,
     tta: bool = False,
     costs: CostModel = CAUTIOUS,
-    block: tuple[int, int, int] | None = None,
 ) -> SegmentationPlan:
     """Plan a run. The result of the run does not depend on any choice made here; its cost does.
 
@@ -376,8 +375,6 @@ def plan_segmentation(
         Whether each tile's result is the mean over turned and mirrored inputs, which costs 8 passes.
     costs
         What batches cost on the engine that will run.
-    block
-        The (z, y, x) of a block, in whole write units; chosen if None. A run that goes on has its own.
 
     Raises
     ------
@@ -393,7 +390,6 @@ def plan_segmentation(
     for axis, side in zip("yx", tile or (), strict=False):
         geometry.require_legal(side, axis=axis)
     grid = derive_write_grid(geometry, extents, source_chunk=source_chunk, source_shard=source_shard)
-    assert block is None or all(b % u == 0 for b, u in zip(block, grid.unit, strict=True)), (block, grid)
 
     def make(core: tuple[int, int], shape: tuple[int, int, int]) -> SegmentationPlan:
         tile_y, tile_x = tile or [
@@ -422,14 +418,14 @@ def plan_segmentation(
         reason = explain_tile(chosen, choices, budget, network=network, costs=costs)
     else:
         core = geometry.core_side(tile[0]), geometry.core_side(tile[1])
-        size = block or choose_block(grid.unit, extents, core)
+        size = choose_block(grid.unit, extents, core)
         choices = [TileChoice(core=core, block=size, tiles=0, seconds=0.0, memory_bytes=0)]
         chosen, reason = choices[0], "given"
-    plan = replace(make(chosen.core, block or chosen.block), reason=reason)
+    plan = replace(make(chosen.core, chosen.block), reason=reason)
     if max_memory_bytes is None or plan.peak_memory_bytes <= max_memory_bytes:
         return plan
     smaller = (
-        make(choice.core, block or choose_block(grid.unit, extents, choice.core, side=side, voxels=voxels))
+        make(choice.core, choose_block(grid.unit, extents, choice.core, side=side, voxels=voxels))
         for choice in worth_trying(choices)
         for side, voxels in BLOCK_LIMITS
     )

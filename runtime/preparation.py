@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -176,41 +176,6 @@ def plan_volume(
         ),
         tile=tile,
     )
-
-
-def replan(ready: Preparation, *, costs: CostModel | None, **options: Any) -> Preparation:
-    """Return a preparation planned anew with other costs, the same without; `options` as of `plan_volume`, no tile."""
-    if costs is None:
-        return ready
-    return replace(ready, plan=plan_volume(ready.volume, ready.artifact, costs=costs, tile=None, **options))
-
-
-def plan_as_begun(ready: Preparation, said: Mapping[str, Any]) -> Preparation:
-    """Return a preparation with the tile and blocks of a run that was begun, if they can be had.
-
-    What was learnt of an engine meanwhile would choose others, and a run goes on with what it began with.
-
-    Parameters
-    ----------
-    ready
-        As it would be planned now.
-    said
-        What the output says of its plan (`SegmentationPlan.to_object`); it may be anybody's.
-    """
-    plan, (tile, block) = ready.plan, (said.get("tile"), said.get("block"))
-    geometry, unit = plan.geometry, plan.grid.unit
-    if not (_are_sizes(tile, 2) and _are_sizes(block, 3) and said.get("batch") == plan.batch):
-        return ready
-    if not all(map(geometry.is_legal, tile)) or any(b % u for b, u in zip(block, unit, strict=True)):
-        return ready
-    begun = replace(plan, tile_y=tile[0], tile_x=tile[1], block_shape=(block[0], block[1], block[2]))
-    if isinstance(reason := said.get("reason"), str):
-        begun = replace(begun, reason=reason)
-    return replace(ready, plan=replace(begun, cache_bytes=begun.block_order.choose_cache()))
-
-
-def _are_sizes(value: object, count: int) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and len(value) == count and all(type(n) is int and 0 < n < 2**31 for n in value)
 
 
 def plan_for(

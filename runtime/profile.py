@@ -80,7 +80,7 @@ class Drawing:
         """The lanes from top to bottom, by worker and thread, with their names.
 
         The run's own process comes first; in each the thread that began the run, the engine, then the others by their
-        first span, and at last helpers.
+        first span, and at last helpers; see `set_apart`.
         """
         first: dict[tuple[str, str], float] = {}
         for span in self.spans:
@@ -100,7 +100,7 @@ _PLAIN = 2
 
 
 def _rank(thread: str) -> int:
-    return {MAIN: 0, DEVICE: 1}.get(thread, 3 if thread.startswith(HELPER) else _PLAIN)
+    return {MAIN: 0, DEVICE: 1, HELPER: 3}.get(thread.partition(" ")[0], _PLAIN)
 
 
 class Timeline:
@@ -205,13 +205,13 @@ class Timeline:
 
 
 def set_apart(spans: Iterable[Span]) -> Iterator[Span]:
-    """Yield spans, those of a worker's helpers in as few lanes as they need in order not to overlap."""
-    free_from: dict[str, list[float]] = {}
+    """Yield spans; those of an engine and of helpers overlap, and get as few lanes as they need: helper, helper 2."""
+    free_from: dict[tuple[str, str], list[float]] = {}
     for span in sorted(spans, key=lambda span: span.start_s):
-        if span.thread != HELPER:
+        if span.thread not in (DEVICE, HELPER):
             yield span
             continue
-        lanes = free_from.setdefault(span.worker, [])
+        lanes = free_from.setdefault((span.worker, span.thread), [])
         number = next((i for i, at in enumerate(lanes) if at <= span.start_s), len(lanes))
         lanes[number : number + 1] = [span.stop_s]
-        yield replace(span, thread=f"{HELPER} {number + 1}")
+        yield replace(span, thread=f"{span.thread} {number + 1}") if number else span

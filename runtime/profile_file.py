@@ -62,7 +62,7 @@ def write_profile(drawing: Drawing) -> None:
     path = drawing.profile.path
     text = make_page(drawing) if path.suffix.lower() == ".html" else make_trace(drawing)
     with _file().open(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # the path of a volume may hold what is no UTF-8
 
 
 def _file() -> SideFile:

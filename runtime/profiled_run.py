@@ -59,9 +59,10 @@ def carry_out_profiled(run: Run, client: Any) -> SegmentationResult:
     except InterruptedRunError as error:
         _write(run, run.timeline, part=error.headline)
         raise
+    total = result.plan.n_blocks
     parts = [
-        *([f"{result.blocks_found} blocks were done by an earlier run"] if result.blocks_found else []),
-        *([f"{result.blocks_left} blocks are yet to be done"] if result.blocks_left else []),
+        *([f"{result.blocks_found} of {total} blocks were done by an earlier run"] if result.blocks_found else []),
+        *([f"{result.blocks_left} of {total} blocks are yet to be done"] if result.blocks_left else []),
     ]
     return replace(result, profile=_write(run, run.timeline, part=", and ".join(parts) or None))
 

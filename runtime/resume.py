@@ -42,6 +42,17 @@ class Begun:
         return VolumeStatistics.from_object(self.provenance.get("statistics"))
 
     @property
+    def engine(self) -> str | None:
+        """The name of the engine that it began with."""
+        name = _object(self.provenance.get("engine")).get("engine")
+        return name if isinstance(name, str) else None
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What its output says of its plan."""
+        return _object(self.provenance.get("plan"))
+
+    @property
     def is_broken_off(self) -> bool:
         """Whether it did not end: of which blocks the pyramid was made is not known."""
         return self.provenance.get("status") == "running"
@@ -56,6 +67,10 @@ class Begun:
         kept = {name: self.provenance.get(name) for name in ("started", "region", "seconds")}
         this = {**kept, "blocks_done": self.n_blocks}
         return [*(earlier if isinstance(earlier, list) else []), this]
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def find_begun(output: Path, *, retry_failed: bool, again: bool = False) -> Begun | None:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class Segmenter:
         """Segment a volume into a store; parameters, result and errors as of `segment`."""
         if self._client is None:
             self._client = self._held.enter_context(
-                connect(self._scheduler, self._scheduler_file, threads=self._count_in_flight())
+                connect(self._scheduler, self._scheduler_file, threads=self._count_in_flight(options))
             )
         return segment(
             volume, model=self.artifact, scheduler=self._client, keep_engine=True, **{**self._options, **options}
@@ -112,8 +113,9 @@ class Segmenter:
         """Return the segmentation of an array in memory; parameters and errors as of `segment_array`."""
         return segment_pixels(pixels, model=self.artifact, **{**self._options, **options})
 
-    def _count_in_flight(self) -> int:
-        if self._options["engine_factory"] is not None:
+    def _count_in_flight(self, options: Mapping[str, Any]) -> int:
+        asked = {**self._options, **options}
+        if asked["engine_factory"] is not None:
             return count_in_flight(CAUTIOUS)
-        asked = {name: self._options[name] for name in ("device", "engine", "threads")}
+        asked = {name: asked[name] for name in ("device", "engine", "threads")}
         return count_in_flight(expect_costs(self.artifact, **asked))

@@ -39,7 +39,7 @@ Mark = tuple[str, float, float, str]
 class Span:
     """What a thread of a worker did from `start_s` to `stop_s`, in s of the time of day; spans of a thread nest.
 
-    `worker` names a process, `thread` one of its threads, its `DEVICE` or some `HELPER`, whose spans may overlap.
+    `worker` names a process, `thread` one of its threads, or its `DEVICE` or some `HELPER`, whose spans may overlap.
     `block` is None where it was for none.
     """
 
@@ -164,7 +164,7 @@ def span(name: str, note: str = "", *, is_device: bool = False) -> AbstractConte
     Parameters
     ----------
     name
-        What is done; those of `unet_deploy.runtime.profile.STAGES` have a colour of their own.
+        What is done; those of `unet_deploy.runtime.timeline_page.GROUPS` have a colour of their own.
     note
         What more there is to say of it.
     is_device
@@ -193,19 +193,19 @@ def marker() -> Callable[[str, float, float], None]:
     return mark
 
 
-def carried(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return a function that does the same in another thread, and notes it under the name of the span open here."""
+def carried(function: Callable[Arguments, Result], name: str | None = None) -> Callable[Arguments, Result]:
+    """Return a function that does the same in another thread, and notes it, by default as the span that is open."""
     log = _HERE.log
     if log is None:
         return function
-    name = log.name
+    noted = log.name if name is None else name
 
     def run(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
         start = time.perf_counter()
         try:
             return function(*arguments, **keywords)
         finally:
-            log.helpers.append((name, start, time.perf_counter(), ""))
+            log.helpers.append((noted, start, time.perf_counter(), ""))
 
     return run
 

@@ -1,4 +1,4 @@
-"""The page of a profile: one HTML file with the timeline as SVG; it needs nothing from outside, and no script.
+"""The page of a profile: one HTML file with the timeline as SVG, which needs nothing from outside.
 
 1. A lane for each thread and for each worker's engine, over an axis in seconds; spans that are nested lie below what
    holds them.

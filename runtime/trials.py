@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import get_args
 
 from unet_deploy.card import Precision
-from unet_deploy.errors import DeviceError, UnetDeployError
+from unet_deploy.errors import UnetDeployError
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engine_costs import EngineCosts, TileSample, rule_for
+from unet_deploy.runtime.engine_plan import Flavour
 from unet_deploy.runtime.engines.choice import NO_GPU, EngineKind, candidates, parse_device
 from unet_deploy.runtime.machine import Gpus, Memory, ask_driver, read_memory
-from unet_deploy.runtime.measuring import EngineProbe
-from unet_deploy.runtime.planned import load_model
+from unet_deploy.runtime.measuring import PATIENCE_S, EngineProbe
+from unet_deploy.runtime.planned import PlannedArtifact, load_model, settle_engine_name
 from unet_deploy.runtime.survey import ORIGINS, install_command, installed_versions
 
 CORES = (192, 384, 768, 1024, 1536, 2048)
@@ -34,6 +35,8 @@ TELLING_CORE = 768
 """A core that must have been run, unless memory forbids it, for the rest to be foretold: small ones tell too little."""
 MEMORY_SHARE = 0.6
 """Of the memory that is available, what a tile may take that is tried."""
+BUILDING_S = 900.0
+"""How long TensorRT may take to build its engine, once for a machine."""
 WORTH = 0.05
 """A smaller gain is not worth a flag: the next measurement may say otherwise."""
 WORTH_A_MODEL = 0.2
@@ -172,19 +175,22 @@ def run_trials(
     UsageError
         If `device` or `engine` is no name, or the engine does not run on the device.
     """
+    kinds_of = [  # what cannot be meant is told before anything is measured
+        candidates(device, settle_engine_name(artifact, engine, None), precision=artifact.card.precision)
+        for artifact in artifacts
+    ]
     deadline = time.monotonic() + seconds
     limit = available_bytes(memory or read_memory())
     trials: list[Trial] = []
-    for index, artifact in enumerate(artifacts):
-        kinds = candidates(device, engine, precision=artifact.card.precision)
+    for index, (artifact, kinds) in enumerate(zip(artifacts, kinds_of, strict=True)):
         refused = {kind.name: _refuse(artifact, kind, ask) for kind in kinds}
         names = [name for name, refusal in refused.items() if refusal is None]
-        if names and say is not None:
-            say(f"{artifact.card.precision} on {', '.join(names)} ({index + 1} of {len(artifacts)})")
         others = len(artifacts) - 1 - index
         share = max(deadline - time.monotonic(), 0.0) / (1 + min(others, 1) if index == 0 else 1 + others)
-        turns = Turns(artifact, device=device, threads=threads, sides=_sides(artifact, cores), limit_bytes=limit)
+        turns = Turns(artifact, device=device, threads=threads, sides=tile_sides(artifact, cores), limit_bytes=limit)
         if share > 0 or index == 0:
+            if names and say is not None:
+                say(f"{artifact.card.precision} on {', '.join(names)} ({index + 1} of {len(artifacts)})")
             turns.run(names, seconds=share)
         trials += [refusal or turns.outcome(name) for name, refusal in refused.items()]
     return tuple(trials)
@@ -209,9 +215,15 @@ def _refuse(artifact: Artifact, kind: EngineKind, ask: Callable[[], Gpus]) -> Tr
     return None
 
 
-def _sides(artifact: Artifact, cores: Sequence[int]) -> tuple[int, ...]:
+def tile_sides(artifact: Artifact, cores: Sequence[int]) -> tuple[int, ...]:
+    """Return the sides of the tiles to try: legal ones for such cores, and of those what an engine plan takes."""
     geometry = artifact.card.geometry
-    return tuple(sorted({geometry.tile_side(geometry.round_up(core)) for core in cores}))
+    sides = sorted({geometry.tile_side(geometry.round_up(core)) for core in cores})
+    if not isinstance(artifact, PlannedArtifact):
+        return tuple(sides)
+    channels, profiles = artifact.card.network.in_channels, artifact.plan.manifest.profiles
+    taken = [side for side in sides if any(profile.holds((1, channels, side, side)) for profile in profiles)]
+    return tuple(taken or sides)  # where none is, opening the engine says what would be
 
 
 class Turns:
@@ -242,6 +254,8 @@ class Turns:
         with ExitStack() as stack:
             for name in names:
                 self._open(name, stack)
+            if set(names) & set(get_args(Flavour)):  # which may have built engines for minutes
+                deadline = time.monotonic() + seconds
             playing = list(self._probes)
             for side in self._sides:
                 playing = self._take_turns(playing, side, deadline)
@@ -263,6 +277,7 @@ class Turns:
                     device=self._device,
                     threads=self._threads,
                     largest=(largest, largest),
+                    patience_s=BUILDING_S if name in get_args(Flavour) else PATIENCE_S,
                 )
             )
         except UnetDeployError as error:
@@ -280,7 +295,7 @@ class Turns:
             left = max(deadline - time.monotonic(), 0.0)
             try:
                 self._probes[name].measure((side, side), seconds=left / (len(fitting) - index))
-            except DeviceError as error:
+            except UnetDeployError as error:
                 self._errors[name] = error
                 playing = [other for other in playing if other != name]
         return playing

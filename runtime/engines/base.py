@@ -64,7 +64,10 @@ class Engine(Protocol):
         """Load the network onto the device."""
 
     def infer(self, batch: Batch) -> Batch:
-        """Return logits (n, classes, y - 2·context, x - 2·context) for float32 (n, c, y, x)."""
+        """Return logits (n, classes, y - 2·context, x - 2·context) for float32 (n, c, y, x).
+
+        They are the caller's: another thread labels them while the next batch is computed.
+        """
 
     def close(self) -> None:
         """Free everything."""

@@ -5,8 +5,8 @@
    results: after a load's last it takes the first of the next, so the device has work when the engine changes hands.
 3. Results come in the order of the batches, and go to their load at once, by whichever thread moves the stream.
 4. `pause` takes no more batches and waits for those on their way; what is left of the loads follows in a new stream.
-5. An error of the engine ends the loads that had a batch on its way: which of these it means cannot be told. An error
-   of a load ends that load alone.
+5. An error of the engine ends the loads that had a batch on its way: which of these it means cannot be told. Where
+   there was none, whoever moves the stream has it. An error of a load ends that load alone.
 
 At 200 megapixels a second a block takes 20 ms. To end its stream, wake the next thread, fill its first batch and copy
 that took 1.5 ms of these, and longer where other threads are busy (benchmarks/device_wait.py).
@@ -115,11 +115,11 @@ class Feed:
             return
         except BaseException as error:
             self._stream = None
-            is_alone = len({id(load) for load in self._sent}) == 1
-            for lost in self._sent:
-                lost.error, lost.is_alone = lost.error or error, is_alone
+            lost = {id(load): load for load in self._sent}
             self._sent.clear()
-            if not isinstance(error, Exception):
+            for load in lost.values():
+                load.error, load.is_alone = load.error or error, len(lost) == 1
+            if not lost or not isinstance(error, Exception):
                 raise
             return
         load = self._sent.popleft()

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from unet_deploy.runtime.machine import give_way
 from unet_deploy.runtime.normalise import Normaliser, is_finite, to_labels, to_probabilities
 from unet_deploy.runtime.timeline import carried, marker, span
 
+Result = TypeVar("Result")
 Bytes = npt.NDArray[np.uint8]
 AS_FLOAT = ("uint16", "int16", "float16")
 """What float32 holds without loss: an engine that takes no such pixels may take them as that."""
@@ -96,26 +97,23 @@ class HostRunner:
 
     def run(self, groups: Iterable[Sequence[TileWork]]) -> Iterator[TileWork]:
         """Compute the tiles; see `Runner`."""
-        ready = self._normalised(groups)
+        prepare = carried(partial(next, self._normalised(groups), None), "normalise")
         labelled: Future[list[TileWork]] | None = None
         with ThreadPoolExecutor(1, "beside", initializer=give_way) as beside:
-            with span("normalise"):
-                following = beside.submit(carried(next), ready, None)
-                found = following.result()
+            following = beside.submit(prepare)
+            found = _wait_for(following, "normalise")
             while found is not None:
                 group, inputs = found
-                with span("normalise"):
-                    following = beside.submit(carried(next), ready, None)
+                following = beside.submit(prepare)
                 with span("infer", is_device=True):
                     outputs = self._engine.infer(inputs)
                 if labelled is not None:
-                    yield from labelled.result()
-                with span("label"):
-                    labelled = beside.submit(carried(_label_all), group, outputs)
+                    yield from _wait_for(labelled, "label")
+                labelled = beside.submit(carried(_label_all, "label"), group, outputs)
                 del outputs  # gone when they are labelled
-                found = following.result()
+                found = _wait_for(following, "normalise")
             if labelled is not None:
-                yield from labelled.result()
+                yield from _wait_for(labelled, "label")
 
     def _normalised(self, groups: Iterable[Sequence[TileWork]]) -> Iterator[tuple[Sequence[TileWork], Batch]]:
         """Yield each group with its input, in two buffers by turns: one is read while the other is filled."""
@@ -169,7 +167,8 @@ class ByteRunner:
         batches = partial(self._gather, every, sent_at)
         with span("infer"):  # or wait for others, and gather and label for them
             self._engine.feed(batches, self._form, n_batches=len(every), take=take, gain=gain, offset=offset)
-        yield from HostRunner(self._engine, self._normaliser).run([work] for work in suspect)
+        if suspect:
+            yield from HostRunner(self._engine, self._normaliser).run([work] for work in suspect)
 
     def _gather(self, groups: Iterable[Sequence[TileWork]], sent_at: deque[float]) -> Iterator[npt.NDArray[Any]]:
         batch: npt.NDArray[Any] | None = None
@@ -182,6 +181,12 @@ class ByteRunner:
                     place[:] = work.raw
             sent_at.append(time.perf_counter())
             yield batch[: len(group)]  # read before the next is asked for
+
+
+def _wait_for(done: Future[Result], name: str) -> Result:
+    """Return what the thread beside does, when it has; meanwhile the engine waits for that."""
+    with span(name):
+        return done.result()
 
 
 def _label_all(group: Sequence[TileWork], outputs: Batch) -> list[TileWork]:

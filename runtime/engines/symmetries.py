@@ -138,7 +138,7 @@ class SymmetricEngine:
                 turned = np.ascontiguousarray(symmetry.apply(batch))
                 logits = symmetry.undo(self._engine.infer(turned))
                 if total is None:
-                    total = logits.copy()  # the engine may use its memory again
+                    total = logits.copy()  # to be added to
                 else:
                     total += logits
         assert total is not None

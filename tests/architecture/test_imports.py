@@ -69,7 +69,6 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
         (
             "unet_deploy.runtime._opened_volume",  # opens what is read
             "unet_deploy.runtime.output",  # creates what is written
-            "unet_deploy.runtime.last_blocks",  # reads it again where it may have been lost
             "unet_deploy.runtime._chunk_guard",  # stands between a chunk and its decoder
             "unet_deploy.runtime._chunk_store",  # and between a file and its chunk
             "unet_deploy.runtime._remote_store",  # and between a server and its chunks

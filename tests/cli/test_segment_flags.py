@@ -165,12 +165,23 @@ def use(busy_s: float, **waited: float) -> DeviceUse:
     ],
 )
 def test_the_use_of_the_device_in_words(made: DeviceUse, words: str) -> None:
-    stages = (Stage(name="infer", count=2, seconds=5.0), Stage(name="wait", count=2, seconds=0.0001))
+    others = (Stage(name=name, count=1, seconds=0.3) for name in ("read", "write", "label", "decode", "plan", "finish"))
+    stages = (Stage(name="wait", count=2, seconds=9.0), Stage(name="infer", count=2, seconds=5.0), *others)
     profile = Profile(
         path=Path("p.html"), run_s=10.0, stages=stages, device=made, n_spans=4, n_left_out=0, part="half of it"
     )
     assert describe_profile(profile) == [
         ("profile", "p.html, of a part of the volume: half of it"),
-        ("spent", "infer 5.00 s, of all threads together"),
+        (
+            "spent",
+            "infer 5.00, read 0.30, write 0.30, label 0.30, decode 0.30, all else 0.60 s, of all threads together",
+        ),
         ("device", words),
     ]
+
+
+def test_where_no_time_went_nothing_is_said_of_it() -> None:
+    stages = (Stage(name="plan", count=1, seconds=0.001),)
+    unused = replace(use(0.0), workers=0)
+    profile = Profile(path=Path("p.html"), run_s=0.01, stages=stages, device=unused, n_spans=1, n_left_out=0)
+    assert describe_profile(profile) == [("profile", "p.html"), ("device", "not used: no tile was run")]

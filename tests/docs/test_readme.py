@@ -96,7 +96,10 @@ def test_inline_flags_exist(page: str) -> None:
     codes = [code for code in re.findall(r"`([^`\n]+)`", text) if not code.startswith("python benchmarks/")]
     named = {flag for code in codes for flag in re.findall(r"--[a-z-]+", code)}
     known = frozenset[str]().union(
-        *(flags_of(verb) for verb in ("train", "export", "adopt", "segment", "plan", "evaluate", "inspect", "demo"))
+        *(
+            flags_of(verb)
+            for verb in ("train", "export", "adopt", "segment", "plan", "evaluate", "inspect", "bench", "demo")
+        )
     )
     assert named
     assert sorted(named - known) == []

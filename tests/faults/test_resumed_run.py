@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import signal
@@ -17,12 +18,16 @@ import pytest
 from tests.conftest import Outcome
 from tests.tiny import make_pixels, read_provenance, snapshot, write_image
 from unet_deploy.errors import InterruptedRunError, OutputExistsError
-from unet_deploy.runtime import segment
+from unet_deploy.runtime import load_artifact, segment
+from unet_deploy.runtime.engine_costs import EngineCosts, TileSample
+from unet_deploy.runtime.engines.choice import CPU_ORDERS
 from unet_deploy.runtime.execute import Progress
 from unet_deploy.runtime.journal import create_journal, journal_path, read_journal
+from unet_deploy.runtime.kept_costs import keep_costs
 
 Cli = Callable[..., Outcome]
 PLANES = 24
+CPU_PACKAGES = "openvino", "onnxruntime"
 TIMES = {"started", "seconds", "parts"}
 
 
@@ -110,6 +115,49 @@ def test_other_parameters_are_refused(volume: Path, tiny_model: Path, cli: Cli) 
     done = cli("segment", volume, "--model", tiny_model, "-o", output, "--threads", "1")
     assert done.code == 0
     assert f"of {PLANES} blocks were done before" in done.out
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in CPU_PACKAGES), reason="two engines for a CPU are needed"
+)
+def test_what_was_measured_meanwhile_changes_nothing(
+    volume: Path, tiny_model: Path, unbroken: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A measurement may turn the order of the engines, and choose another tile: for new runs."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    output, again = volume.with_name("out.zarr"), volume.with_name("again.zarr")
+    options: dict[str, Any] = {"model": tiny_model, "threads": 1}
+    with pytest.raises(InterruptedRunError):
+        segment(volume, output=output, should_stop=stop_after(3), **options)
+    first, other = CPU_ORDERS["fp32"].names
+    artifact = load_artifact(tiny_model)
+    for engine, seconds in ((first, 9.0), (other, 0.1)):
+        samples = [
+            TileSample(tile_y=side, tile_x=side, batch=1, seconds=taken, memory_bytes=10**6)
+            for side, taken in ((60, seconds), (204, 100 * seconds))  # the small one is much the faster
+        ]
+        costs = EngineCosts(
+            engine=engine,
+            device="cpu",
+            precision="fp32",
+            threads=1,
+            versions={},
+            samples=tuple(samples),
+            measured="2026-11-21",
+        )
+        assert keep_costs(artifact, costs) is not None
+    result = segment(volume, output=output, **options)
+    assert (result.engine.engine, result.blocks_found > 0) == (first, True)
+    assert [v.verdict for v in result.engine.choice] == ["the run was begun with it"]
+    new = segment(volume, output=again, **options)
+    assert new.engine.engine == other
+    assert new.plan.tile_y != result.plan.tile_y
+
+    def pixels(files: dict[str, str]) -> dict[str, str]:
+        return {name: data for name, data in files.items() if name != "zarr.json"}
+
+    assert pixels(contents(output)) == pixels(unbroken)
 
 
 def test_failed_blocks_are_run_again_when_asked(

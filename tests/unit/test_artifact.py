@@ -208,6 +208,9 @@ def test_a_file_without_its_last_byte_is_refused(tiny_artifact: Artifact) -> Non
 def test_a_package_or_a_plan_is_called_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(NotAnArtifactError, match=r"do not parse: .+\n  it is a zip file, as bioimage\.io packages are"):
         read_artifact(b"PK\3\4" + bytes(30), source="x")
+    with pytest.raises(NotAnArtifactError, match=r"\n  it looks like a checkpoint of torch\n") as caught:
+        read_artifact(b"PK\3\4" + bytes(26) + b"model/data.pkl" + bytes(30), source="model.pt")
+    assert caught.value.fix == "unet-deploy export model.pt"
     (tmp_path / "a.engine").write_bytes(b"plan")
     with pytest.raises(NotAnArtifactError, match=r"a\.engine is an engine plan, an ONNX file was expected\n") as caught:
         load_artifact(tmp_path / "a.engine")

@@ -76,7 +76,7 @@ def test_a_row_a_block(tmp_path: Path, journal: Journal) -> None:
     assert said[3] == ["done", "0.25", "324", "108", "0.875", "0.0", ""]
     assert said[9] == ["empty", "0.0", "768", "0", "1.0", "1.0", ""]
     assert said[2] == ["pending", "", "", "", "", "", ""]
-    assert [*tmp_path.glob("*.part")] == []
+    assert [*tmp_path.glob("*.partial")] == []
 
 
 def test_parquet_says_the_same(tmp_path: Path, journal: Journal) -> None:
@@ -125,7 +125,7 @@ def test_an_earlier_table_stays_until_the_new_one_is_whole(tmp_path: Path, journ
         write_block_table(path, journal, PLAN, class_names=CLASSES)
     assert f"while writing the table {path}" in str(caught.value)
     assert path.read_text() == "earlier"
-    assert [*tmp_path.glob("*.part")] == []
+    assert [*tmp_path.glob("*.partial")] == []
     write_block_table(path, journal, PLAN, class_names=CLASSES)
     assert path.read_text().startswith("block,t,")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from zarr.codecs import ZstdCodec
 
 from tests.faults.failing_files import failing
+from tests.tiny import no_file_above
 from tests.unit.test_output_unit import make_spec
 from unet_deploy.errors import NoSpaceError
 from unet_deploy.geometry import Interval
@@ -49,13 +49,15 @@ def make_array(
     return zarr.create_array(path, shape=shape, chunks=chunks, shards=shards, zarr_format=zarr_format, **options)
 
 
-def write(path: Path, place: Place, values: Array, *, threads: int | None = None) -> bool:
-    with ChunkWriter(threads) as writer:
+def write(path: Path, place: Place, values: Array) -> bool:
+    with ChunkWriter() as writer:
         return writer.write(path, place, values, where="while writing it")
 
 
-def files_of(path: Path) -> dict[str, bytes]:
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+def files_of(path: Path) -> dict[str, tuple[bytes, int]]:
+    """Return the content of every file, and who may read and write it."""
+    files = [file for file in path.rglob("*") if file.is_file()]
+    return {file.relative_to(path).as_posix(): (file.read_bytes(), file.stat().st_mode) for file in files}
 
 
 def whole(shape: Shape) -> Place:
@@ -201,6 +203,15 @@ def test_a_box_of_parts_of_chunks_is_left_to_zarr(tmp_path: Path, place: tuple[i
     assert write(tmp_path / "a", (slice(4, 5), slice(0, 4)), np.ones((1, 4), np.uint8))  # the last is whole there
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (2, 2), (5, 4)])
+def test_values_of_another_shape_are_left_to_zarr(tmp_path: Path, shape: Shape) -> None:
+    """It broadcasts or refuses them; a part of a box would else be 0."""
+    make_array(tmp_path / "a", (4, 4), (2, 2))[...] = 3
+    before = files_of(tmp_path / "a")
+    assert not write(tmp_path / "a", whole((4, 4)), np.ones(shape, np.uint8))
+    assert files_of(tmp_path / "a") == before
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"zarr_format": 3}', '{"zarr_format": 2}', "[" * 100_000])
 def test_metadata_that_is_none_is_left_to_zarr(tmp_path: Path, text: str) -> None:
     (tmp_path / "zarr.json").write_text(text, encoding="utf-8")
@@ -226,15 +237,14 @@ def test_an_array_that_is_gone_is_no_success(tmp_path: Path) -> None:
     assert not Path(spec.path).exists()
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path, threads: int) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
     make_array(tmp_path / "a", (8, 8), (2, 2))[...] = 1
     before = files_of(tmp_path / "a")
     with (
         failing(r"/a/c/2/1\.[0-9a-f]{32}\.partial$", code=errno.ENOSPC, writing=True) as fault,
         pytest.raises(NoSpaceError, match=r"^the disk is full: .*\n  while writing it\n") as caught,
     ):
-        write(tmp_path / "a", whole((8, 8)), np.full((8, 8), 2, np.uint8), threads=threads)
+        write(tmp_path / "a", whole((8, 8)), np.full((8, 8), 2, np.uint8))
     assert len(fault.failed) == 1
     assert caught.value.fix == "free space, then give the same command again"
     after = files_of(tmp_path / "a")
@@ -243,22 +253,15 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path, threads:
     assert after["c/0/0"] != before["c/0/0"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of files")
 def test_a_disk_that_fills_in_the_middle_of_a_file_leaves_the_chunk_that_was_there(tmp_path: Path) -> None:
-    import resource
-    import signal
-
     make_array(tmp_path / "a", (256, 256), (256, 256))[...] = 1
     before = files_of(tmp_path / "a")
     values = np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.raises(NoSpaceError, match=r"^the disk is full: File too large\n  while writing it\n"):
-            write(tmp_path / "a", whole((256, 256)), values)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with (
+        no_file_above(10_000),
+        pytest.raises(NoSpaceError, match=r"^the disk is full: File too large\n  while writing it\n"),
+    ):
+        write(tmp_path / "a", whole((256, 256)), values)
     assert files_of(tmp_path / "a") == before
 
 

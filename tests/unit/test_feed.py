@@ -162,6 +162,22 @@ def _refuse(*_: Any) -> Any:
     raise RuntimeError("no stream")
 
 
+def test_a_stream_that_ends_before_its_first_batch_is_an_error_too() -> None:
+    """As one whose session is made anew, after memory ran out, and does not fit any more."""
+    line, begun = Line(Device()), 0
+
+    def start(*_: Any) -> Iterator[ByteResult]:
+        nonlocal begun
+        begun += 1
+        assert begun < 10, "it begins again and again"
+        yield from _refuse()
+
+    line.device.start = start  # type: ignore[assignment,method-assign]
+    line.run(a=line.load("a", [1]), b=line.load("b", [2]))
+    assert {name: str(error) for name, error in line.errors.items()} == dict.fromkeys("ab", "no stream")
+    assert begun == 2
+
+
 @pytest.mark.parametrize(("value", "error"), [(-1, "a cannot be read"), (666, "a cannot be written")])
 def test_an_error_of_a_load_is_its_own(value: int, error: str) -> None:
     line = Line(Device())

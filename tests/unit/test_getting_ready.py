@@ -118,3 +118,19 @@ def test_what_is_missing_is_said_by_whoever_needs_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "distributed", None)
     with imported_beside():
         pass
+
+
+def test_a_broken_package_is_said_by_them_too(tmp_path: Path) -> None:
+    """And not by a traceback of a thread besides."""
+    (tmp_path / "distributed.py").write_text("raise RuntimeError('half installed')\n")
+    program = (
+        "import sys\n"
+        "sys.path.insert(0, '.')\n"
+        "from unet_deploy.runtime.dask_client import imported_beside\n"
+        "with imported_beside():\n"
+        "    pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, cwd=tmp_path, timeout=120, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

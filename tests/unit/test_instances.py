@@ -131,7 +131,7 @@ def test_small_objects_are_dropped_by_their_whole_size(tmp_path: Path, client: A
         "id,class,pixels,y_start,y_stop,x_start,x_stop,y,x",
         "1,nucleus,4,1,2,6,10,1.000,7.500",
     ]
-    assert [*tmp_path.glob("*.part")] == []
+    assert [*tmp_path.glob("*.partial")] == []
 
 
 @pytest.mark.parametrize(("neighbours", "count"), [("face", 2), ("full", 1)])

@@ -154,6 +154,7 @@ def test_where_nothing_can_be_kept(fake_artifact: Maker, tmp_path: Path, monkeyp
         monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
     assert read_costs(fake_artifact(), engine="onnxruntime-cpu") is None
     assert not has_costs()
+    assert not has_costs(tmp_path / ("no such name" * 50))  # to look is an error already
     assert (count_costs().count, count_costs().last, forget_costs()) == (0, None, 0)
 
 

@@ -141,6 +141,46 @@ def test_a_program_that_holds_python_is_not_started_again(
     assert "multiprocessing.set_executable" in caught.value.fix
 
 
+def test_what_others_say_at_the_start_is_no_answer(
+    fake_artifact: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("print('welcome')\nprint(1)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    costs = measure_engine(fake_artifact(), engine="fake", tiles=[SMALL], engine_factory=failing("never"))
+    assert len(costs.samples) == 1
+
+
+def test_nothing_of_the_current_folder_is_run(
+    fake_artifact: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('of a folder of data')\n")
+    monkeypatch.chdir(tmp_path)
+    costs = measure_engine(fake_artifact(), engine="fake", tiles=[SMALL], engine_factory=failing("never"))
+    assert len(costs.samples) == 1
+
+
+def test_a_process_that_cannot_be_started(fake_artifact: Any, tmp_path: Path) -> None:
+    own = spawn.get_executable()
+    spawn.set_executable(str(tmp_path / "python3"))
+    try:
+        with pytest.raises(
+            DeviceError,
+            match=r"^fake cannot be measured: no process can be started to do it in\n  FileNotFoundError: ",
+        ) as caught:
+            measure_engine(fake_artifact(), engine="fake", tiles=[SMALL], engine_factory=failing("never"))
+    finally:
+        spawn.set_executable(own)
+    assert "write to the folder for temporary files" in caught.value.fix
+
+
+def test_who_is_asked_to_stop_measures_no_further_tile(fake_artifact: Any) -> None:
+    costs = measure_engine(
+        fake_artifact(), engine="fake", tiles=[SMALL, LARGE], engine_factory=failing("never"), should_stop=lambda: True
+    )
+    assert [(s.tile_y, s.tile_x) for s in costs.samples] == [SMALL]
+
+
 def test_raw_pixels_are_given_where_they_are_taken(fake_artifact: Any) -> None:
     costs = measure_engine(
         fake_artifact(in_channels=2), engine="fake", tiles=[SMALL], engine_factory=failing("raw pixels")

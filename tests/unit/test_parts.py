@@ -160,16 +160,16 @@ def test_the_pyramid_of_a_part_that_was_broken_off_is_not_forgotten(
     tmp_path: Path, fake_artifact: ArtifactFactory, fake_factory: Callable[[Artifact], FakeEngine]
 ) -> None:
     volume = write_image(tmp_path / "wide.zarr", make_pixels((3, 70, 900)))
-    small: dict[str, Any] = {"model": fake_artifact(), "engine_factory": fake_factory, "max_memory_bytes": 256 * 2**20}
+    small: dict[str, Any] = {"model": fake_artifact(), "engine_factory": fake_factory, **SMALL_BLOCKS}
     whole = segment(volume, output=tmp_path / "whole.zarr", **small)
-    assert whole.plan.block_counts == (1, 3, 1, 5)
+    assert whole.plan.block_counts == (1, 3, 2, 5)
     told: list[Progress] = []
-    with pytest.raises(InterruptedRunError, match=r"^stopped with \d of 10 blocks done"):  # all of the first plane's
+    with pytest.raises(InterruptedRunError, match=r"^stopped with 1\d of 20 blocks done"):  # all of the first plane's
         segment(
             volume,
             output=tmp_path / "out.zarr",
             region=parse_region("z=0:2"),
-            should_stop=lambda: len(told) > 3,
+            should_stop=lambda: len(told) > 9,
             progress=told.append,
             **small,
         )
@@ -246,6 +246,8 @@ def test_a_run_that_is_paused_can_be_stopped(run: Run) -> None:
         run("out", should_pause=lambda: True, should_stop=lambda: True)
 
 
+SMALL_BLOCKS: dict[str, Any] = {"tile": (112, 232), "max_memory_bytes": 256 * 2**20}
+"""Several along y and x of a small plane."""
 OBJECTS = {"write": ("labels", "instances")}
 
 
@@ -300,7 +302,7 @@ def test_a_run_that_ends_in_an_error_leaves_no_task_behind(
         if progress.stage == stage:
             raise KeyboardInterrupt
 
-    small: dict[str, Any] = {"engine_factory": fake_factory, "max_memory_bytes": 256 * 2**20}
+    small: dict[str, Any] = {"engine_factory": fake_factory, **SMALL_BLOCKS}
     with connect() as client, Segmenter(fake_artifact(), scheduler=client, **small) as segmenter:
         with pytest.raises(KeyboardInterrupt) as caught:
             segmenter.segment(volume, output=tmp_path / "out.zarr", progress=fail, **OBJECTS)

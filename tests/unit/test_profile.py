@@ -93,25 +93,38 @@ def test_lanes_come_by_worker_and_have_plain_names(drawing: Drawing) -> None:
     assert drawing.lanes == {
         (own, DEVICE): DEVICE,
         (own, "pool-1"): "thread 1",
-        (own, "helper 1"): "helper 1",
+        (own, "helper"): "helper",
         (own, "helper 2"): "helper 2",
         ("far:1", DEVICE): DEVICE,
         ("far:1", "pool-1"): "thread 1",
     }
 
 
-def test_helpers_share_lanes_as_far_as_they_can() -> None:
+@pytest.mark.parametrize("thread", [HELPER, DEVICE])
+def test_what_overlaps_shares_lanes_as_far_as_it_can(thread: str) -> None:
     def made(start: float, stop: float, worker: str = "w") -> Span:
-        return Span(name="write labels", worker=worker, thread=HELPER, start_s=start, stop_s=stop)
+        return Span(name="write labels", worker=worker, thread=thread, start_s=start, stop_s=stop)
 
     spans = [made(0, 2), made(1, 3), made(2, 4), made(5, 6), made(0, 9, "v")]
     assert sorted((span.worker, span.thread, span.start_s) for span in set_apart(spans)) == [
-        ("v", "helper 1", 0),
-        ("w", "helper 1", 0),
-        ("w", "helper 1", 2),
-        ("w", "helper 1", 5),
-        ("w", "helper 2", 1),
+        ("v", thread, 0),
+        ("w", thread, 0),
+        ("w", thread, 2),
+        ("w", thread, 5),
+        ("w", f"{thread} 2", 1),
     ]
+
+
+def test_batches_on_their_way_together_do_not_make_a_staircase(tmp_path: Path) -> None:
+    """An engine has up to three, one after the other for hours: each would lie below the one that it overlaps."""
+    timeline = Timeline(tmp_path / "p.html", started=time.perf_counter())
+    timeline.take(recorded(device=tuple(("infer", i, i + 2.5, "") for i in range(100))))
+    found = finish(timeline)
+    assert [*found.lanes.values()] == ["device", "device 2", "device 3"]
+    for _, thread in found.lanes:
+        assert {depth for _, depth in nested([span for span in found.spans if span.thread == thread])} == {0}
+    assert found.profile.stages == ()  # what threads do is counted, and none of them did anything
+    assert found.profile.device.busy_s == pytest.approx(101.5)
 
 
 def test_the_runs_own_thread_is_asked_where_it_is(tmp_path: Path) -> None:
@@ -280,7 +293,7 @@ def test_each_span_is_a_bar_at_its_time_with_words(drawing: Drawing) -> None:
     ends = [float(item["x"] or 0) + float(item["width"] or 0) for item in bars]
     view = next(item for item in page.elements["svg"] if item.get("id") == "bars")["viewbox"]
     assert max(ends) <= float(str(view).split()[2])
-    for name in ("device", "thread 1", "helper 1", "helper 2"):
+    for name in ("device", "thread 1", "helper", "helper 2"):
         assert name in page.words
 
 
@@ -293,6 +306,15 @@ def test_the_legend_says_what_is_drawn(drawing: Drawing) -> None:
     assert len({*colours}) == len(colours)
     names = [name for _, _, names in GROUPS.values() for name in names]
     assert len({*names}) == len(names)
+
+
+@pytest.mark.parametrize("suffix", [".html", ".json"])
+def test_a_name_that_is_no_unicode_is_written_all_the_same(drawing: Drawing, suffix: str) -> None:
+    """Linux allows any bytes in a name; the run is over then, and its result must be said."""
+    path = drawing.profile.path.with_suffix(suffix)
+    profile = replace(drawing.profile, path=path)
+    write_profile(replace(drawing, facts={"volume": "brain\udcff.zarr"}, profile=profile))
+    assert "brain\\udcff.zarr" in path.read_text(encoding="utf-8")
 
 
 def test_the_page_says_what_it_leaves_out(drawing: Drawing) -> None:

@@ -62,10 +62,11 @@ def test_where_the_time_of_a_run_went(volume: Path, options: Options, tmp_path: 
     for name in ("open volume", "plan", "open engine", "connect", "statistics", "prove", "create output", "finish"):
         assert stages[name].count >= 1, name
     assert stages["journal"].count == blocks
-    assert stages["infer"].count == stages["normalise"].count == stages["label"].count > 0
+    assert stages["label"].count == 2 * stages["infer"].count > 0  # what a helper does, and its being waited for
+    assert stages["normalise"].count > stages["label"].count
     assert 0 < profile.device.busy_share <= 1
     assert profile.device.workers == 1
-    assert profile.run_s == pytest.approx(result.seconds["total"], abs=0.5)
+    assert profile.run_s >= result.seconds["total"]
     assert (profile.part, profile.n_left_out) == (None, 0)
     text = profile.path.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
@@ -127,14 +128,14 @@ def test_a_stopped_run_has_one_and_the_next_one_says_what_it_lacks(
     assert span("read") is span("write")
     result = segment(volume, **options, profile=page)
     assert result.profile is not None
-    assert result.profile.part == "1 blocks were done by an earlier run"
+    assert result.profile.part == "1 of 3 blocks were done by an earlier run"
     assert read(page)["otherData"]["profile"]["stages"]["journal"]["count"] == 2
 
 
 def test_a_region_says_what_is_left(volume: Path, options: Options, tmp_path: Path) -> None:
     result = segment(volume, **options, profile=tmp_path / "p.html", region=parse_region("z=1:2"))
     assert result.profile is not None
-    assert result.profile.part == "2 blocks are yet to be done"
+    assert result.profile.part == "2 of 3 blocks are yet to be done"
 
 
 class Failing(FakeEngine):

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import zarr
 
 from tests.conftest import ArtifactFactory
 from tests.tiny import make_pixels, write_image
+from tests.unit.test_measured_order import costs_of
 from unet_deploy.runtime import Segmenter, segment
 from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.dask_client import connect, runs_here
 from unet_deploy.runtime.engines.fake import FakeEngine
+from unet_deploy.runtime.kept_costs import keep_costs
+from unet_deploy.runtime.plan import BLOCKS_IN_FLIGHT
 
 OPENED: list[str] = []
 
@@ -68,3 +73,36 @@ def test_what_a_call_says_goes_before_what_the_segmenter_says(
         assert segmenter.segment(volume, tile=(44, 44), overwrite=True).plan.tile_y == 44
         segmenter.close()
         assert segmenter.segment(volume, overwrite=True).plan.tile_y == 60  # it opens again
+
+
+def test_what_was_measured_here_counts(
+    tmp_path: Path, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client that a segmenter keeps is in this process, and nobody named another."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    assert keep_costs(tiny_artifact, costs_of("onnxruntime-cpu", {104: 0.01})) is not None
+    volume = write_image(tmp_path / "v.zarr", make_pixels((1, 70, 90)))
+    with Segmenter(tiny_artifact, engine="onnxruntime-cpu") as segmenter:
+        result = segmenter.segment(volume)
+    assert result.plan.costs.is_measured
+    assert "measured here on 2026-11-21" in result.plan.reason
+
+
+def test_what_is_elsewhere_is_not_here() -> None:
+    assert not runs_here("tcp://node1:8786")
+    assert not runs_here(None, "scheduler.json")
+    assert runs_here()
+    with connect() as client:
+        assert runs_here(client)
+
+
+def test_the_blocks_in_flight_are_those_of_the_engine_that_runs(
+    tmp_path: Path, fake_artifact: ArtifactFactory, fake_factory: Callable[[Artifact], FakeEngine]
+) -> None:
+    """Of a GPU's engine there are more, for which a CPU has no memory."""
+    volume = write_image(tmp_path / "v.zarr", make_pixels((1, 70, 90)))
+    with Segmenter(fake_artifact(), engine="tensorrt") as segmenter:
+        segmenter.segment(volume, engine=None, engine_factory=fake_factory)
+        assert segmenter._client is not None
+        assert sum(segmenter._client.nthreads().values()) == BLOCKS_IN_FLIGHT

@@ -10,14 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from unet_deploy.errors import UnknownNameError
+from tests.unit.test_planned_tiles import planned
+from unet_deploy.errors import UnknownNameError, UsageError
 from unet_deploy.runtime.advice import advise, plan_tile
 from unet_deploy.runtime.artifact import Artifact, load_artifact
 from unet_deploy.runtime.engine_costs import EngineCosts, TileSample, rule_for
+from unet_deploy.runtime.engine_plan import Profile
 from unet_deploy.runtime.engines.choice import CPU_ORDERS, NO_GPU
 from unet_deploy.runtime.kept_costs import keep_costs
 from unet_deploy.runtime.machine import Gpu, Gpus, Memory
-from unet_deploy.runtime.trials import Trial, available_bytes, find_siblings, rank, run_trials, split_by_use
+from unet_deploy.runtime.trials import (
+    Trial,
+    available_bytes,
+    find_siblings,
+    rank,
+    run_trials,
+    split_by_use,
+    tile_sides,
+)
 
 needs_both = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("openvino", "onnxruntime")),
@@ -133,7 +143,9 @@ def test_what_there_is_no_time_or_memory_for_is_left_out(tiny_artifact: Artifact
 @needs_both
 def test_a_second_file_waits_for_time(tiny_products: dict[str, Path]) -> None:
     artifacts = [load_artifact(tiny_products[precision]) for precision in ("fp32", "int8")]
-    trials = run_trials(artifacts, engine="onnxruntime-cpu", cores=CORES, seconds=0, memory=PLENTY)
+    said: list[str] = []
+    trials = run_trials(artifacts, engine="onnxruntime-cpu", cores=CORES, seconds=0, memory=PLENTY, say=said.append)
+    assert said == ["fp32 on onnxruntime-cpu (1 of 2)"]
     assert [(trial.costs is None, trial.reason) for trial in trials] == [(False, ""), (True, "there was no time")]
 
 
@@ -143,6 +155,20 @@ def test_what_cannot_be_tried_has_its_reason(tiny_artifact: Artifact) -> None:
     assert len(trials) == 3
     with pytest.raises(UnknownNameError, match="unknown engine: 'torch'"):
         run_trials([tiny_artifact], engine="torch", seconds=1)
+
+
+def test_an_engine_plan_is_tried_on_its_own_engine_within_its_sizes(fake_artifact: Maker) -> None:
+    small = Profile(minimum=(1, 1, 44, 44), optimum=(1, 1, 76, 76), maximum=(2, 1, 140, 140))
+    plan = planned(fake_artifact, small)
+    assert tile_sides(plan, (16, 64, 96, 128)) == (56, 104, 136)
+    assert tile_sides(plan, (128,)) == (168,)  # opening the engine says what it takes
+    assert plan_tile(plan, rule_for("tensorrt", "fp32")) == (140, 140)
+    (trial,) = run_trials([plan], seconds=1, ask=no_gpus)
+    assert (trial.engine, trial.reason) == ("tensorrt", NO_GPU)
+    said: list[str] = []
+    with pytest.raises(UsageError, match=r"^engine openvino was asked for, and x\.engine is a plan of tensorrt\n"):
+        run_trials([fake_artifact(), plan], engine="openvino", seconds=1, say=said.append)
+    assert said == []  # before anything was measured
 
 
 def test_an_engine_that_does_not_open_has_its_reason(tiny_artifact: Artifact) -> None:
@@ -199,7 +225,7 @@ def test_nothing_is_advised_where_it_is_done_anyway(tiny_artifact: Artifact, tmp
     trials = [flat(tiny_artifact, "openvino", 1e-6), flat(tiny_artifact, "onnxruntime-cpu", 1.02e-6)]
     advice = advise(trials, tiny_artifact, device="cpu", folder=tmp_path)
     assert advice is not None
-    assert (advice.engine, advice.flags) == ("openvino", ())
+    assert (advice.engine, advice.flags, advice.is_foretold) == ("openvino", (), False)
     assert advice.seconds_per_pixel == advice.own_seconds_per_pixel
 
 
@@ -227,6 +253,16 @@ def test_a_tile_is_advised_where_it_is_worth_it(tiny_artifact: Artifact, tmp_pat
     assert advice is not None
     assert advice.flags == ("--tile", str(geometry.tile_side(best)))
     assert advice.tile == (geometry.tile_side(best),) * 2
+
+
+def test_what_was_not_run_is_foretold_and_said_to_be(fake_artifact: Maker, tmp_path: Path) -> None:
+    """OpenVINO's larger tiles spend fewer operations, and it was never seen to mind their size."""
+    artifact = fake_artifact(depth=4, base_width=16)
+    trials = [trial_of(artifact, "openvino", {380: 0.1, 572: 0.2})]
+    advice = advise(trials, artifact, device="cpu", folder=tmp_path)
+    assert advice is not None
+    assert advice.is_foretold
+    assert max(advice.tile) > 572
 
 
 def test_a_file_that_ran_on_nothing_gets_no_advice(tiny_artifact: Artifact) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,18 +22,20 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 Keeping = Literal["kept", "in part", "too little", "too busy", "not asked for", "not possible"]
 UNKNOWN = "unknown"
-WHY_LEFT_OUT = {"time": "for time (--seconds)", "memory": "for want of memory"}
+WHY_LEFT_OUT = {"time": "for want of time (--seconds)", "memory": "for want of memory"}
+MOST_ROWS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """All that was found.
 
-    `artifacts` begin with the one that was asked for, `is_given` on the command line; `flags` are those that were given
-    and that segment needs too. `keeping` is what became of the memory for later.
+    `artifacts` begin with those that were asked for, which `asked` has by hash, and `is_given` says were named. `flags`
+    were given, and segment needs them too. `keeping` is what became of the memory for later.
     """
 
     artifacts: tuple[Artifact, ...]
+    asked: frozenset[str]
     is_given: bool
     flags: tuple[str, ...]
     path: Path | None
@@ -75,14 +79,14 @@ def show(found: Found) -> None:
             *machine_rows(),
             *_busy(found),
             *(("model", _describe_model(artifact)) for artifact in found.artifacts),
-            *(("left out", note) for note in list(found.notes)),
-            *_not_run(found.trials),
+            *(("left out", note) for note in found.notes),
+            *not_run(found),
         ]
     )
     typer.echo("")
-    _show_table(found.rows)
+    _show_table(found)
     typer.echo("")
-    show_rows([*_left_out(found.trials), *_volume(found.volume), *_use(found), *_remembered(found)])
+    show_rows([*_left_out(found), *_volume(found.volume), *_use(found), *_remembered(found)])
 
 
 def to_object(found: Found) -> dict[str, Any]:
@@ -131,6 +135,7 @@ def to_object(found: Found) -> dict[str, Any]:
                 "tile": list(advice.tile),
                 "flags": [*found.flags, *advice.flags],
                 "pixels_per_second": 1 / advice.seconds_per_pixel,
+                "is_foretold": advice.is_foretold,
                 "pixels_per_second_without": 1 / advice.own_seconds_per_pixel,
             }
             for advice in found.advices
@@ -153,69 +158,98 @@ def _describe_model(artifact: Artifact) -> str:
     return f"{artifact.source}: {card.network.words}, {card.precision}{equal}"
 
 
-def _show_table(rows: Sequence[Row]) -> None:
-    head = ("engine", "precision", "tile", "core", "Mpx/s", "memory", "time")
+def tell_apart(artifacts: Sequence[Artifact]) -> dict[str, str]:
+    """Return short names of files by their hashes: their precisions, unless two have the same."""
+    precisions = {artifact.sha256: str(artifact.card.precision) for artifact in artifacts}
+    names = {artifact.sha256: Path(_short(artifact)).name for artifact in artifacts}
+    sources = {artifact.sha256: _short(artifact) for artifact in artifacts}
+    return next((each for each in (precisions, names) if len({*each.values()}) == len(each)), sources)
+
+
+def choose_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that are shown, the fastest first: each engine's best on each file, and others up to a number."""
+    best: dict[int, Row] = {}
+    for row in rows:
+        best.setdefault(id(row.trial), row)
+    others = [row for row in rows if best[id(row.trial)] is not row]
+    shown = {id(row) for row in [*best.values(), *others[: max(MOST_ROWS - len(best), 0)]]}
+    return [row for row in rows if id(row) in shown]
+
+
+def _show_table(found: Found) -> None:
+    names, rows = tell_apart(found.artifacts), choose_rows(found.rows)
+    is_named = any(names[artifact.sha256] != artifact.card.precision for artifact in found.artifacts)
+    head = ("engine", *(("model",) if is_named else ()), "precision", "tile", "Mpx/s", "memory", "time")
     lines = [
         (
             row.trial.engine,
+            *((names[row.trial.artifact.sha256],) if is_named else ()),
             row.trial.artifact.card.precision,
             str(row.sample.tile_y),
-            str(_core(row)[0]),
             _rate(row.pixels_per_second),
             format_bytes(row.sample.memory_bytes) if row.sample.memory_bytes else "on the GPU",
-            f"{row.relative_time:.2f}",
+            f"{row.relative_time:.2f}×",
         )
         for row in rows
     ]
+    left = head.index("precision")
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     for line in [head, *lines]:
         words = [
-            word.ljust(w) if i < 2 else word.rjust(w) for i, (word, w) in enumerate(zip(line, widths, strict=True))
+            word.ljust(w) if i <= left else word.rjust(w) for i, (word, w) in enumerate(zip(line, widths, strict=True))
         ]
         typer.echo("  ".join(words).rstrip())
+    if len(rows) < len(found.rows):
+        typer.echo(f"and {len(found.rows) - len(rows)} more tiles, with --json")
 
 
 def _rate(pixels_per_second: float) -> str:
     return f"{pixels_per_second / 1e6:.2f}"
 
 
-def _not_run(trials: Sequence[Trial]) -> Rows:
-    """Return the engines without a result, by reason: what is wrong here before what is not installed."""
-    by_reason: dict[str, list[str]] = {}
-    for trial in trials:
+def not_run(found: Found) -> Rows:
+    """Return the engines without a result, by reason; with the file, where others ran on it."""
+    names = tell_apart(found.artifacts)
+    by_engine: dict[tuple[str, str], list[str]] = {}
+    for trial in found.trials:
         if trial.costs is None:
             text = f"{trial.reason} ({trial.fix})" if trial.reason == "not installed" else trial.reason
-            by_reason.setdefault(text, []).append(trial.engine)
-    return [("not run", f"{', '.join(dict.fromkeys(names))}: {reason}") for reason, names in by_reason.items()]
+            by_engine.setdefault((trial.engine, text), []).append(names[trial.artifact.sha256])
+    by_reason: dict[str, list[str]] = {}
+    for (engine, text), of in by_engine.items():
+        is_all = len(of) == sum(trial.engine == engine for trial in found.trials)
+        by_reason.setdefault(text, []).append(engine if is_all else f"{engine} {', '.join(of)}")
+    return [("not run", f"{', '.join(engines)}: {reason}") for reason, engines in by_reason.items()]
 
 
-def _left_out(trials: Sequence[Trial]) -> Rows:
+def _left_out(found: Found) -> Rows:
     """Return which tiles were not run, and why: engines with the same in one row."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for trial in trials:
+    names = tell_apart(found.artifacts)
+    by_tiles: dict[tuple[str, str], list[str]] = {}
+    for trial in found.trials:
+        side = trial.artifact.card.geometry.tile_side
         for why in dict.fromkeys(why for _, why in trial.left_out):
-            cores = ", ".join(str(core) for core, reason in trial.left_out if reason == why)
-            found.setdefault((cores, why), []).append(f"{trial.engine} {trial.artifact.card.precision}")
+            tiles = ", ".join(str(side(core)) for core, reason in trial.left_out if reason == why)
+            by_tiles.setdefault((tiles, why), []).append(f"{trial.engine} {names[trial.artifact.sha256]}")
     return [
-        ("left out", f"cores of {cores} px {WHY_LEFT_OUT.get(why, f'({why})')}: {', '.join(names)}")
-        for (cores, why), names in found.items()
+        ("left out", f"tiles of {tiles} px {WHY_LEFT_OUT.get(why, f'({why})')}: {', '.join(of)}")
+        for (tiles, why), of in by_tiles.items()
     ]
 
 
 def _use(found: Found) -> Rows:
-    """Return the command for the file that was asked for, and those of others that are faster."""
-    from unet_deploy.runtime.trials import WORTH_A_MODEL
+    """Return the command for each file that was asked for, and those of files beside it that are faster."""
+    from unet_deploy.runtime.trials import WORTH_A_MODEL, is_same_network
 
     rows: Rows = []
-    first = found.advices[0]
     for advice in found.advices:
+        first = next(other for other in found.advices if is_same_network(other.artifact, advice.artifact))
         gain = first.seconds_per_pixel / advice.seconds_per_pixel
-        if advice is not first and gain < 1 + WORTH_A_MODEL:
+        is_asked = advice is first or advice.artifact.sha256 in found.asked
+        if not is_asked and gain < 1 + WORTH_A_MODEL:
             continue
-        tile, gigapixel = " × ".join(map(str, advice.tile)), format_seconds(1e9 * advice.seconds_per_pixel)
-        speed = f"{_rate(1 / advice.seconds_per_pixel)} Mpx/s, 1 Gpx in {gigapixel}"
-        rows.append(("use" if advice is first else "faster", _command(found, advice)))
-        rows.append(("", f"{speed}: {advice.engine}, tiles of {tile} px{'' if advice.flags else ', by itself'}"))
+        rows.append(("use" if is_asked else "faster", _command(found, advice)))
+        rows.append(("", _speed(advice)))
         if advice is not first:
             rows.append(("", f"{gain:.2f} times as fast; {_caution(advice.artifact, first.artifact)}"))
         elif advice.flags:
@@ -224,11 +258,26 @@ def _use(found: Found) -> Rows:
     return rows
 
 
+def _speed(advice: Advice) -> str:
+    """Return how fast the engine is so, and whether that was measured or is foretold from smaller tiles."""
+    tile, gigapixel = " × ".join(map(str, advice.tile)), format_seconds(1e9 * advice.seconds_per_pixel)
+    speed = f"{_rate(1 / advice.seconds_per_pixel)} Mpx/s, 1 Gpx in {gigapixel}: {advice.engine}, tiles of {tile} px"
+    where = "" if "--tile" in advice.flags else " where the volume is large"
+    return f"{speed}{where}{', foretold from smaller ones' if advice.is_foretold else ''}"
+
+
 def _command(found: Found, advice: Advice) -> str:
     is_chosen_anyway = advice.artifact is found.artifacts[0] and not found.is_given
     model = [] if is_chosen_anyway else ["--model", _short(advice.artifact)]
     volume = str(found.path or "VOLUME.zarr")
-    return shlex.join(["unet-deploy", "segment", volume, *model, *found.flags, *advice.flags])
+    return join_command(["unet-deploy", "segment", volume, *model, *found.flags, *advice.flags])
+
+
+def join_command(words: Sequence[str], platform: str = sys.platform) -> str:
+    """Return a command that can be typed, with quotes as the system's shells read them."""
+    if platform != "win32":
+        return shlex.join(words)
+    return " ".join(f'"{word}"' if re.search(r"[\s&()^;,']", word) else word for word in words)
 
 
 def _short(artifact: Artifact) -> str:
@@ -238,12 +287,8 @@ def _short(artifact: Artifact) -> str:
 
 
 def _caution(artifact: Artifact, first: Artifact) -> str:
-    """Return what else changes with another file."""
-    from unet_deploy.runtime.trials import is_same_network
-
+    """Return what else changes with another file of the same network."""
     parity, precision = artifact.card.parity, artifact.card.precision
-    if not is_same_network(artifact, first):
-        return "another network"
     if parity is None:
         return f"{precision} is not {first.card.precision}: results differ a little"
     return f"{precision}: labels equal to fp32's on {parity.labels_equal:.2%} of pixels ({parity.data})"

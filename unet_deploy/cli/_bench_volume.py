@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unet_deploy.cli._images import each_run_silent
+from unet_deploy.cli._report import format_seconds
 from unet_deploy.errors import UnetDeployError
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class VolumeTrial:
         say: Callable[[str], None],
     ) -> dict[str, Any]:
         """Return the estimates of all engines, and what a few blocks took on the one that is advised."""
-        from unet_deploy.runtime.preparation import replan
+        from unet_deploy.runtime.replanning import replan
 
         artifact = self.ready.artifact
         plans = {
@@ -82,8 +84,8 @@ class VolumeTrial:
         blocks = int(USABLE * seconds / (per_pixel * plan.block(0).pixels))
         count = min(blocks, MOST_BLOCKS, plan.block_counts[3])
         if count < 1:
-            took = per_pixel * plan.block(0).pixels
-            return {**found, "why_not": f"a block takes about {took:.0f} s, more than there is time for (--seconds)"}
+            took = format_seconds(per_pixel * plan.block(0).pixels)
+            return {**found, "why_not": f"a block takes about {took}, more than there is time for (--seconds)"}
         say(f"segmenting {count} block(s) of {info.path} into a temporary folder")
         try:
             tried = self._segment(plan, middle(plan, count), engine=chosen, device=device, threads=threads)
@@ -106,7 +108,10 @@ class VolumeTrial:
         try:
             for _ in range(WARM_UP):
                 get_engine(request).infer(np.zeros(plan.batch_shape, np.float32))
-            with tempfile.TemporaryDirectory(prefix="unet-deploy-", ignore_cleanup_errors=True) as folder:
+            with (
+                each_run_silent(),  # how the volume differs is for a run to say, with the grey values that it will have
+                tempfile.TemporaryDirectory(prefix="unet-deploy-", ignore_cleanup_errors=True) as folder,
+            ):
                 result = segment(
                     self.ready.volume.info.path,
                     output=Path(folder) / "bench.ome.zarr",

@@ -71,7 +71,7 @@ def segment_each(volume: Path, *, output_folder: Path | None, as_json: bool, **o
 
     started = time.perf_counter()
     try:
-        with _each_run_silent():
+        with each_run_silent():
             segment_images(
                 volume,
                 output_folder=output_folder,
@@ -88,7 +88,7 @@ def segment_each(volume: Path, *, output_folder: Path | None, as_json: bool, **o
 
 
 @contextmanager
-def _each_run_silent() -> Iterator[None]:
+def each_run_silent() -> Iterator[None]:
     """Keep runs from saying what is said here once for all: a plate has hundreds, all alike. Not with --debug."""
     log = logging.getLogger(EACH_RUN)
     before = log.level

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from unet_deploy.runtime.statistics import VolumeStatistics
 
 
+MOST_STAGES = 5
+"""So many of those in which the time went are named; --json has all."""
+WAITING = "wait"
+"""The stage in which another thread has the engine."""
+
+
 def result_to_object(result: SegmentationResult) -> dict[str, Any]:
     """Return a result as JSON values."""
     return {
@@ -84,14 +90,18 @@ def show_result(result: SegmentationResult) -> None:
 
 
 def describe_profile(profile: Profile) -> list[tuple[str, str]]:
-    """Return rows on where the time of a run went."""
+    """Return rows on where the time of a run went: the longest stages, without waiting."""
     from unet_deploy.runtime.device_use import LEAST_S
 
-    spent = [(stage.name, stage.seconds) for stage in profile.stages if stage.seconds >= LEAST_S]
+    stages = [(stage.name, stage.seconds) for stage in profile.stages if stage.name != WAITING]
+    told = [(name, seconds) for name, seconds in stages[:MOST_STAGES] if seconds >= LEAST_S]
+    others = sum(seconds for _, seconds in stages[len(told) :])
+    told += [("all else", others)] if others >= LEAST_S else []
+    spent = f"{', '.join(f'{name} {seconds:.2f}' for name, seconds in told)} s, of all threads together"
     part = "" if profile.part is None else f", of a part of the volume: {profile.part}"
     return [
         ("profile", f"{profile.path}{part}"),
-        ("spent", f"{', '.join(f'{name} {seconds:.2f}' for name, seconds in spent)} s, of all threads together"),
+        *([("spent", spent)] if told else []),
         ("device", profile.device.describe(profile.run_s)),
     ]
 

@@ -22,8 +22,11 @@ from unet_deploy.errors import UnetDeployError, UsageError
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 DEBUG_FLAG = "--debug"
-SPOKEN = tuple(f"unet_deploy.runtime.{name}" for name in ("engines.tensorrt_cache", "holding", "run"))
-"""The logs that are always heard: TensorRT builds a plan for minutes, a run is paused, a volume looks unlike others."""
+SPOKEN = tuple(f"unet_deploy.runtime.{name}" for name in ("engines.tensorrt_cache", "expected_costs", "holding", "run"))
+"""The logs that are always heard: TensorRT builds a plan for minutes, an engine is measured before a long run, a run is
+paused, a volume looks unlike others."""
+GOES_ON = {"segment": "the same command goes on with it", "train": "train --resume goes on with it"}
+"""By verb, what becomes of what was half done when it was interrupted; the others leave nothing that goes on."""
 # Newer typer carries its own copy of click, older imports it: the class is found where typer's own errors have it.
 _UsageProblem = cast(
     "type[typer.BadParameter]", next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -126,10 +129,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         return EXIT_BUG
     if result == EXIT_INTERRUPTED:  # typer itself turns Ctrl-C into this code
-        typer.echo(
-            "interrupted: what was being written is incomplete; the same segment, or train --resume, goes on with it",
-            err=True,
-        )
+        goes_on = GOES_ON.get(given[0]) if given else None
+        told = "" if goes_on is None else f": what was made is incomplete; {goes_on}"
+        typer.echo(f"interrupted{told}", err=True)
     return result if isinstance(result, int) else 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from unet_deploy.runtime.trials import Trial
 
 SECONDS = 60
+MODEL_SUFFIXES = (".onnx", ".engine", ".pt", ".pth")
+"""Checkpoints among them: that they are none is said with what to do."""
 VOLUME_SHARE = 0.3
 """Of the time, what is left for a volume."""
 
@@ -41,7 +45,10 @@ def bench(
     engine: flags.EngineOption = None,
     threads: flags.ThreadsOption = 0,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1, help="How long it may take, about; what it had no time for is said.")
+        float,
+        typer.Option(
+            "--seconds", min=1, max=86_400, help="How long it may take, about; what it had no time for is said."
+        ),
     ] = SECONDS,
     keep: Annotated[
         bool | None,
@@ -73,7 +80,14 @@ def bench(
         return
     candidates(device, engine)  # a name that is none is told at once
     given, volume = sort_paths(paths or [])
-    loaded, notes = _load(given, trust_engine=trust_engine)
+    how_read = _reading_flags(image, channel, axes, level, input_range)
+    if how_read and volume is None:
+        raise UsageError(
+            f"{' '.join(how_read)} came without a volume",
+            "it says how a volume is read",
+            fix="leave it out, or name the volume too: unet-deploy bench VOLUME.zarr",
+        )
+    asked, loaded, notes = _load(given, trust_engine=trust_engine)
     artifacts, useless = split_by_use(loaded, device=device)
     notes += [f"{artifact.source}: a CPU computes fp16 in fp32, so it is no faster" for artifact in useless]
     choice: dict[str, Any] = {"device": device, "engine": engine, "threads": threads}
@@ -95,8 +109,9 @@ def bench(
     advices = [advise(trials, artifact, **choice) for artifact in artifacts]
     found = report.Found(
         artifacts=tuple(artifacts),
+        asked=asked,
         is_given=bool(given),
-        flags=_flags_given(device, engine, threads),
+        flags=(*how_read, *_flags_given(device, engine, threads, trust_engine=trust_engine)),
         path=volume,
         rows=rank(trials),
         trials=trials,
@@ -124,10 +139,11 @@ def sort_paths(paths: list[Path]) -> tuple[list[Path], Path | None]:
     UsageError
         If there is more than one volume.
     """
-    from unet_deploy.runtime.artifact import is_bundled
+    from unet_deploy.runtime.artifact import bundled_names, is_bundled
 
     def is_model(path: Path) -> bool:
-        return path.suffix in (".onnx", ".engine") or is_bundled(path)
+        is_named = is_bundled(path) or (not path.exists() and get_close_matches(str(path), bundled_names()) != [])
+        return path.suffix in MODEL_SUFFIXES or is_named
 
     models = [path for path in paths if is_model(path)]
     volumes = [path for path in paths if not is_model(path)]
@@ -186,17 +202,27 @@ def keep_telling(trials: tuple[Trial, ...], *, is_wanted: bool | None, busy: flo
     return "kept" if len(telling) == sum(trial.costs is not None for trial in trials) else "in part"
 
 
-def _flags_given(device: str, engine: str | None, threads: int) -> tuple[str, ...]:
+def _reading_flags(
+    image: str | None, channels: Sequence[str] | None, axes: str | None, level: int | None, input_range: str | None
+) -> tuple[str, ...]:
+    """Return the flags of bench that say how the volume is read; segment must be given them too."""
+    given = {"--image": image, "--axes": axes, "--level": level, "--input-range": input_range}
+    each = [(flag, str(value)) for flag, value in given.items() if value is not None]
+    return tuple(word for pair in [*each, *(("--channel", name) for name in channels or ())] for word in pair)
+
+
+def _flags_given(device: str, engine: str | None, threads: int, *, trust_engine: bool) -> tuple[str, ...]:
     """Return the flags of bench that segment must be given too."""
     return (
         *(() if device == "auto" else ("--device", device)),
         *(() if engine is None else ("--engine", engine)),
         *(() if threads == 0 else ("--threads", str(threads))),
+        *(("--trust-engine",) if trust_engine else ()),
     )
 
 
-def _load(given: list[Path], *, trust_engine: bool) -> tuple[list[Artifact], list[str]]:
-    """Return the models given, or the one that segment takes, with those beside it; and what was left out."""
+def _load(given: list[Path], *, trust_engine: bool) -> tuple[frozenset[str], list[Artifact], list[str]]:
+    """Return the hashes of the models asked for, or that segment takes; these and those beside; what was left out."""
     from unet_deploy.runtime.trials import find_siblings
 
     wanted: list[Path | None] = [*given] or [None]
@@ -208,7 +234,7 @@ def _load(given: list[Path], *, trust_engine: bool) -> tuple[list[Artifact], lis
         for sibling in siblings:
             found.setdefault(sibling.sha256, sibling)
         notes += left_out
-    return [*found.values()], [*dict.fromkeys(notes)]
+    return frozenset(artifact.sha256 for artifact in loaded), [*found.values()], [*dict.fromkeys(notes)]
 
 
 def _forget(paths: list[Path], *, as_json: bool) -> None:

@@ -116,7 +116,8 @@ def _describe_kept_costs(found: Diagnosis) -> str:
     kept = found.kept_costs
     if kept.last is None:
         return "nothing of this machine yet: unet-deploy bench finds its fastest engine and tile"
-    return f"{kept.count} time(s) on this machine, the last on {kept.last}; engine and tile are chosen by it"
+    last = f"{kept.count} time(s) on this machine, the last on {kept.last}"
+    return f"{last}; engine and tile are chosen by it, until an engine is updated"
 
 
 def describe_engine(status: EngineStatus) -> str:

@@ -17,6 +17,7 @@ from unet_deploy.cli._report import describe_engine, format_bytes, format_second
 if TYPE_CHECKING:
     from unet_deploy.runtime.drift import Finding
     from unet_deploy.runtime.engines import EngineDescription
+    from unet_deploy.runtime.plan import SegmentationPlan
     from unet_deploy.runtime.preparation import Preparation
 
 
@@ -141,11 +142,11 @@ def _show(ready: Preparation, facts: dict[str, Any], timed: EngineDescription | 
         *([] if ready.level_choice is None else [("level", ready.level_choice.removeprefix("level "))]),
         *(("differs", text) for text in facts["differs_from_training"] or ()),
         ("tiles", f"{p.n_tiles} of {p.tile_y} × {p.tile_x} px, each keeping {core}"),
+        *_tile_rows(p, facts["blocks_wanted"]),
         *([("tta", f"each tile {p.passes} times, turned and mirrored, and the mean of the results")] if p.tta else []),
         ("blocks", f"{p.n_blocks} of {' × '.join(map(str, p.block_shape))} (z y x)"),
         *([] if facts["blocks_wanted"] == p.n_blocks else [("region", f"{facts['blocks_wanted']} of them")]),
         ("chunks out", " × ".join(map(str, p.grid.chunk)) + (f", shards {p.grid.shard}" if p.grid.shard else "")),
-        ("tile", p.reason),
         (
             "work",
             f"{p.least_flops / 1e12:.3g} TFLOP needed, {p.flops / 1e12:.3g} will be spent: "
@@ -166,6 +167,17 @@ def _show(ready: Preparation, facts: dict[str, Any], timed: EngineDescription | 
         ("output", f"{facts['output']}, {facts['pyramid_levels']} level(s)"),
     ]
     show_rows(rows)
+
+
+def _tile_rows(plan: SegmentationPlan, n_blocks: int) -> list[tuple[str, str]]:
+    """Return why this tile, where nobody asked for it."""
+    from unet_deploy.runtime.expected_costs import is_worth_a_probe
+
+    if plan.reason == "given":
+        return []
+    is_measured_first = is_worth_a_probe(plan, n_blocks)
+    measured = "; before so long a run, segment measures the engine, and chooses anew" if is_measured_first else ""
+    return [("", f"{plan.reason}{measured}")]
 
 
 def _statistics_rows(ready: Preparation) -> list[tuple[str, str]]:
