@@ -2,7 +2,7 @@
 
 1. fp32 and fp16 are built from the artifact itself. int8 is built from a graph of its own, from the same calibration,
    in the form that TensorRT reads rightly (`exporters.int8`, `runtime.engines.tensorrt_graph`).
-2. Profiles come of the planner: from the smallest tile to the largest that a run would choose, fastest at the default.
+2. Profiles go from the smallest tile to the largest that a run would choose, fastest at that.
 3. The graph is proved through onnxruntime against fp32. Where there is a GPU the plan itself is run too, and must pass;
    where there is none, the product says so.
 """
@@ -37,7 +37,7 @@ from unet_deploy.runtime.engines import CheckedEngine, open_engine
 from unet_deploy.runtime.engines.base import Engine, EngineOptions
 from unet_deploy.runtime.engines.device_facts import DeviceFacts
 from unet_deploy.runtime.engines.tensorrt_build import build_plan, complete_flags
-from unet_deploy.runtime.plan import Extents, largest_core, plan_segmentation
+from unet_deploy.runtime.plan import largest_core
 
 PlanEngine = Callable[[Artifact, EnginePlan], Engine]
 """What makes an engine that runs a plan; tests hand in their own."""
@@ -55,20 +55,17 @@ class PlanProduct:
 
 
 def default_profile(card: ModelCard, *, batch: int = 1) -> Profile:
-    """Return the batches a plan takes unless told: those that the planner makes of a large volume, and smaller ones.
+    """Return the batches a plan takes unless told: the largest tile that an engine unknown may hold, and smaller ones.
 
     The largest also holds the tiles that parity is shown on.
     """
     geometry, channels = card.geometry, card.network.in_channels
-    side = 2**15  # any volume that is larger than a tile
-    extents = Extents(t=1, z=1, y=side, x=side)
-    plan = plan_segmentation(card.network, extents, source_chunk=(1, 1024, 1024), batch=batch)
-    largest = geometry.tile_side(largest_core(card.network, batch=batch, memory_bytes=DEFAULT_BUDGET_BYTES))
-    largest = max(largest, plan.tile_y, plan.tile_x, geometry.tile_side(geometry.round_up(CORE)))
+    best = geometry.tile_side(largest_core(card.network, batch=batch, memory_bytes=DEFAULT_BUDGET_BYTES))
+    largest = max(best, geometry.tile_side(geometry.round_up(CORE)))
     smallest = geometry.smallest_tile
     return Profile(
         minimum=(1, channels, smallest, smallest),
-        optimum=(batch, channels, plan.tile_y, plan.tile_x),
+        optimum=(batch, channels, best, best),
         maximum=(batch, channels, largest, largest),
     )
 
