@@ -306,7 +306,9 @@ def test_a_sidecar_in_the_way_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "batch", "optimum", "maximum"), [(16, 1, 1212, 1212), (64, 1, 956, 956)])
-def test_profiles_reach_to_the_largest_tile(make_card: CardFactory, width: int, batch: int, optimum: int, maximum: int) -> None:
+def test_profiles_reach_the_largest_tile(
+    make_card: CardFactory, width: int, batch: int, optimum: int, maximum: int
+) -> None:
     profile = default_profile(make_card(depth=4, base_width=width), batch=batch)
     assert profile.minimum == (1, 1, 204, 204)
     assert profile.optimum == (batch, 1, optimum, optimum)
