@@ -176,7 +176,9 @@ def test_a_larger_tile_that_was_measured_faster_is_taken_if_it_fits() -> None:
 
 def test_a_larger_tile_must_earn_the_memory_that_it_touches() -> None:
     costs = measured(at_rate(1024, 4e11, 300), at_rate(2048, 4e11, 1100))
-    assert plan_of(4096, 4096, costs).tile_y == 1212
+    short = plan_of(4096, 4096, costs)
+    assert short.tile_y == 1212
+    assert "fewer operations, but it touches more memory than a run as short as this repays" in short.reason
     assert plan_of(16384, 16384, costs).tile_y == 2236
 
 
