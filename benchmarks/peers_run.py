@@ -29,7 +29,6 @@ def main() -> None:
     import_all(contender, engine=job.engine)
     imported, imports_bytes = time.perf_counter(), peak_bytes()
     cpu = _cpu_seconds()
-    before = set(sys.modules)
     labels = contender.run(job, **contender.settings) or job.output
     done = time.perf_counter()
     engine = {"onnxruntime-cpu": ("onnxruntime",), "openvino": ("openvino",), "torch": ("torch",)}[job.engine]
@@ -40,7 +39,6 @@ def main() -> None:
         "peak_mib": peak_bytes() // 2**20,
         "imports_mib": imports_bytes // 2**20,
         "labels": labels,
-        "late_imports": len(set(sys.modules) - before),
         "versions": {name: version(name) for name in (*contender.packages, *engine)},
     }
     sys.stdout.flush()
