@@ -28,7 +28,7 @@ from unet_deploy.runtime.machine import Gpus, ask_driver, read_processor
 
 COSTS = "costs"
 """The folder in the user's data folder."""
-FORMAT = 1
+FORMAT = 2
 """To be raised when an engine of ours changes so much that what was measured before says nothing."""
 _LARGEST = 2**20
 _CUDA_INDEX = re.compile(r"cuda:([0-9]{1,4})")

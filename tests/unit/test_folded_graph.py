@@ -1,0 +1,185 @@
+"""A folded graph computes what the graph did, with fewer operations; whatever is built otherwise is left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from tests.foreign_graphs import monai_like, smp_like
+from unet_deploy.runtime import load_bundled_artifact, open_engine
+from unet_deploy.runtime.engines.folded_graph import fold, fold_up_convolutions
+from unet_deploy.runtime.engines.openvino import OpenvinoEngine
+
+Array = npt.NDArray[Any]
+RNG = np.random.default_rng(0)
+C_IN, C_UP, C_SKIP, C_OUT = 5, 4, 3, 2
+
+
+def evaluate(graph: bytes, **inputs: Array) -> Array:
+    output: Array = ReferenceEvaluator(onnx.load_model_from_string(graph)).run(None, inputs)[0]
+    return output
+
+
+def operators(graph: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_model_from_string(graph).graph.node)
+
+
+def draw(*shape: int) -> Array:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def make_site(
+    *,
+    is_skip_first: bool = True,
+    has_biases: bool = True,
+    between: str | None = None,
+    up: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+    shares: str | None = None,
+    dtype: Any = np.float32,
+) -> bytes:
+    """Return a graph of one up-convolution, a concatenation and a convolution.
+
+    `between` is an operator after the up-convolution, `up` and `after` are attributes, `shares` is a tensor that is an
+    output too.
+    """
+    tensors = {
+        "up.weight": draw(C_IN, C_UP, 2, 2),
+        "up.bias": draw(C_UP),
+        "after.weight": draw(C_OUT, C_UP + C_SKIP, 3, 3),
+        "after.bias": draw(C_OUT),
+    }
+    of = {name: [f"{name}.weight", *([f"{name}.bias"] if has_biases else [])] for name in ("up", "after")}
+    joined = ["skip", "raised"] if is_skip_first else ["raised", "skip"]
+    nodes = [
+        helper.make_node(
+            "ConvTranspose",
+            ["low", *of["up"]],
+            ["came_up"],
+            **({"kernel_shape": [2, 2], "strides": [2, 2]} | (up or {})),
+        ),
+        helper.make_node(between or "Identity", ["came_up"], ["raised"]),
+        helper.make_node("Concat", joined, ["joined"], axis=1),
+        helper.make_node("Conv", ["joined", *of["after"]], ["out"], **({"kernel_shape": [3, 3]} | (after or {}))),
+    ]
+    if between is None:
+        del nodes[1]
+        nodes[0].output[:] = ["raised"]
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+    def value(name: str) -> Any:
+        return helper.make_tensor_value_info(name, element, [None] * 4)
+
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes,
+        "site",
+        [value("low"), value("skip")],
+        [value("out"), *([value(shares)] if shares else [])],
+        [numpy_helper.from_array(array.astype(dtype), name) for name, array in tensors.items() if name in used],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def inputs_of(low: tuple[int, int], n: int = 2) -> dict[str, Array]:
+    return {"low": draw(n, C_IN, *low), "skip": draw(n, C_SKIP, 2 * low[0], 2 * low[1])}
+
+
+@pytest.mark.parametrize("is_skip_first", [True, False])
+@pytest.mark.parametrize("has_biases", [True, False])
+@pytest.mark.parametrize("low", [(2, 2), (3, 7), (8, 5)])
+def test_the_same_values_to_the_last_pixel(is_skip_first: bool, has_biases: bool, low: tuple[int, int]) -> None:
+    graph, inputs = make_site(is_skip_first=is_skip_first, has_biases=has_biases), inputs_of(low)
+    folded = fold_up_convolutions(graph)
+    assert operators(folded) == {"ConvTranspose": 1, "Conv": 1, "Add": 1}
+    onnx.checker.check_model(onnx.load_model_from_string(folded), full_check=True)
+    before, after = evaluate(graph, **inputs), evaluate(folded, **inputs)
+    assert before.shape == after.shape == (2, C_OUT, 2 * low[0] - 2, 2 * low[1] - 2)
+    np.testing.assert_allclose(after, before, rtol=0, atol=2e-5)
+
+
+def test_weights_are_multiplied_in_double_precision() -> None:
+    up, after = RNG.standard_normal((C_IN, C_UP, 2, 2)), RNG.standard_normal((C_OUT, C_UP, 3, 3))
+    low = RNG.standard_normal((C_IN, 4, 6))
+    raised = np.zeros((C_UP, 8, 12))
+    for y in range(2):
+        for x in range(2):
+            raised[:, y::2, x::2] = np.einsum("iyx,io->oyx", low, up[:, :, y, x])
+    expected = np.zeros((C_OUT, 6, 10))
+    for y in range(3):
+        for x in range(3):
+            expected += np.einsum("iyx,oi->oyx", raised[:, y : y + 6, x : x + 10], after[:, :, y, x])
+    kernel, whole = fold(up, after), np.zeros((C_OUT, 10, 14))
+    for y in range(4):
+        for x in range(4):
+            whole[:, y : y + 8 : 2, x : x + 12 : 2] += np.einsum("iyx,io->oyx", low, kernel[:, :, y, x])
+    np.testing.assert_allclose(whole[:, 2:-2, 2:-2], expected, rtol=0, atol=1e-13)
+
+
+def test_the_bundled_network() -> None:
+    artifact = load_bundled_artifact()
+    graph = artifact.data
+    folded = fold_up_convolutions(graph)
+    depth = artifact.card.network.depth
+    before, after = operators(graph), operators(folded)
+    assert before["Concat"] == before["ConvTranspose"] == depth
+    assert after == before - Counter(Concat=depth) + Counter(Add=depth)
+    model = onnx.load_model_from_string(folded)
+    assert {p.key for p in model.metadata_props} == {p.key for p in onnx.load_model_from_string(graph).metadata_props}
+    read = {name for node in model.graph.node for name in node.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= read, "weights that nothing reads are kept"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"between": "Relu"},
+        {"after": {"pads": [1, 1, 1, 1]}},
+        {"after": {"auto_pad": "SAME_UPPER"}},
+        {"after": {"strides": [2, 2]}},
+        {"after": {"dilations": [2, 2]}},
+        {"up": {"pads": [1, 1, 1, 1]}},
+        {"up": {"output_padding": [1, 1]}},
+        {"shares": "joined"},
+        {"shares": "raised"},
+        {"dtype": np.float16},
+    ],
+    ids=str,
+)
+def test_what_is_built_otherwise_is_left_as_it_is(changed: dict[str, Any]) -> None:
+    graph = make_site(**changed)
+    assert fold_up_convolutions(graph) == graph
+
+
+def test_another_software_s_networks_are_left_as_they_are() -> None:
+    for model in (monai_like(), smp_like()):
+        graph = model.SerializeToString()
+        assert fold_up_convolutions(graph) == graph
+
+
+@pytest.mark.parametrize("tile", [(204, 236), (396, 300)])
+def test_openvino_runs_it_folded_and_says_what_onnxruntime_says_of_the_artifact(tile: tuple[int, int]) -> None:
+    pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra 'cpu' is not installed")
+    artifact = load_bundled_artifact()
+    batch = draw(1, 1, *tile)
+    logits = [open_engine(artifact, engine=name).infer(batch) for name in ("onnxruntime-cpu", "openvino")]
+    assert np.abs(logits[0]).max() > 1
+    np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=1e-5)
+    engine = OpenvinoEngine(artifact.data, precision="fp32")
+    engine.open()
+    request = engine._request(batch.shape)
+    layers = {
+        op.get_rt_info()["layerType"].astype(str) for op in request.get_compiled_model().get_runtime_model().get_ops()
+    }
+    assert "Deconvolution" in layers
+    assert "Concatenation" not in layers
