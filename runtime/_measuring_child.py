@@ -3,7 +3,8 @@
 1. Which engine comes pickled through stdin, from the process that started this one; then a line of JSON for each
    tile. Answers are lines of JSON on the stdout of the beginning; whatever else writes to stdout, as native libraries
    do, goes to stderr.
-2. Memory is how far the peak of this process lies above what it held before the engine was opened.
+2. Memory is how far the peak of this process lies above what it held before the engine was opened. Each tile has an
+   engine of its own, which holds nothing for the last one; but a GPU's, which may take minutes to open, serves all.
 3. A tile runs `WARM_UP` times first (the first run compiles, the second still allocates), then `RUNS` times and for
    `ENOUGH_SECONDS`, or as long as there is time. Of slow ones, beside which that is little, fewer runs will do.
 """
@@ -27,7 +28,7 @@ import numpy as np
 
 from unet_deploy.errors import UnetDeployError
 from unet_deploy.runtime.engines.base import ByteForm
-from unet_deploy.runtime.engines.cache import EngineRequest, get_engine
+from unet_deploy.runtime.engines.cache import EngineRequest, drop_engine, get_engine
 
 WARM_UP, RUNS, MOST_RUNS = 2, 3, 30
 ENOUGH_SECONDS = 0.3
@@ -64,7 +65,11 @@ def _measure(request: EngineRequest, wanted: Iterable[Any]) -> Iterator[dict[str
     engine = get_engine(request)
     description = engine.describe()
     yield {"opened": asdict(description)}
-    for item in wanted:
+    for number, item in enumerate(wanted):
+        if number and description.device == "cpu":
+            del engine
+            drop_engine(request)
+            engine = get_engine(request)
         tile_y, tile_x = item["tile"]
         seconds = _time(_runner(engine, request, (item["batch"], channels, tile_y, tile_x)), item["seconds"])
         memory = max(peak_bytes() - idle, 0) if description.device == "cpu" else 0

@@ -91,8 +91,8 @@ class RuleOfThumb:
 
 
 RULES: dict[tuple[str, str], RuleOfThumb] = {
-    ("onnxruntime-cpu", "fp32"): RuleOfThumb(maps_held=6.5, weights_held=2, best_core=1024),
-    ("openvino", "fp32"): RuleOfThumb(maps_held=4, weights_held=3, best_core=2048),
+    ("onnxruntime-cpu", "fp32"): RuleOfThumb(maps_held=7.5, weights_held=2, best_core=1024),
+    ("openvino", "fp32"): RuleOfThumb(maps_held=3, weights_held=4, best_core=2048),
     ("openvino", "fp16"): RuleOfThumb(maps_held=4, weights_held=3, best_core=2048),
     ("openvino", "int8"): RuleOfThumb(maps_held=2, weights_held=1, best_core=2048),
 }

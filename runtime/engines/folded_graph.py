@@ -16,6 +16,7 @@ What is not built so is left as it is: padded networks, a normalisation or activ
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,8 @@ def fold_up_convolutions(onnx_bytes: bytes) -> bytes:
     """
     model = onnx.load_model_from_string(onnx_bytes)
     graph = model.graph
-    found = _find(graph)
+    floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    found = _find(graph, floats)
     if not found:
         return onnx_bytes
     gone = {id(node) for site in found for node in (site.up, site.join)}
@@ -53,7 +55,7 @@ def fold_up_convolutions(onnx_bytes: bytes) -> bytes:
     nodes, made = list[Any](), list[Any]()
     for node in graph.node:
         if id(node) in folded:
-            _fold(folded[id(node)], nodes, made)
+            _fold(folded[id(node)], floats, nodes, made)
         elif id(node) not in gone:
             nodes.append(node)
     read = {name for node in nodes for name in node.input}
@@ -66,25 +68,17 @@ def fold_up_convolutions(onnx_bytes: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Site:
-    """One place to fold: three nodes of the graph, and what they compute with.
-
-    `up_weights` (c_in, c_up, 2, 2), `up_bias` (c_up,), `weights` (c_out, c_up + c_skip, 3, 3), `bias` (c_out,); `skip`
-    is the tensor that is joined to the up-convolution's output, and `is_skip_first` how.
-    """
+    """One place to fold: three nodes of the graph; `skip` is what is joined to the up-convolution's output, and how."""
 
     up: Any
     join: Any
     after: Any
     skip: str
     is_skip_first: bool
-    up_weights: Weights
-    up_bias: Weights
-    weights: Weights
-    bias: Weights
 
 
-def _find(graph: Any) -> list[_Site]:
-    tensors = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+def _find(graph: Any, tensors: Mapping[str, Any]) -> list[_Site]:
+    """Return the places whose weights are among the tensors."""
     maker = {name: node for node in graph.node for name in node.output}
     uses = Counter(name for node in graph.node for name in node.input)
     uses.update(output.name for output in graph.output)
@@ -107,21 +101,8 @@ def _find(graph: Any) -> list[_Site]:
                 continue
             if any(name not in tensors for node in (up, after) for name in node.input[1:]):
                 continue
-            up_weights, up_bias = _weights(up, tensors, outputs_at=1)
-            weights, bias = _weights(after, tensors, outputs_at=0)
-            found.append(
-                _Site(
-                    up=up,
-                    join=join,
-                    after=after,
-                    skip=join.input[1 - index],
-                    is_skip_first=index == 1,
-                    up_weights=up_weights,
-                    up_bias=up_bias,
-                    weights=weights,
-                    bias=bias,
-                )
-            )
+            skip = join.input[1 - index]
+            found.append(_Site(up=up, join=join, after=after, skip=skip, is_skip_first=index == 1))
             break
     return found
 
@@ -136,23 +117,25 @@ def _attributes(node: Any) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _weights(node: Any, tensors: dict[str, Any], *, outputs_at: int) -> tuple[Weights, Weights]:
+def _weights(node: Any, tensors: Mapping[str, Any], *, outputs_at: int) -> tuple[Weights, Weights]:
     """Return a convolution's weights, and its bias (zeros where it has none)."""
     values = [numpy_helper.to_array(tensors[name]).astype(np.float64) for name in node.input[1:]]
     return values[0], values[1] if len(values) > 1 else np.zeros(values[0].shape[outputs_at])
 
 
-def _fold(site: _Site, nodes: list[Any], tensors: list[Any]) -> None:
-    """Add the two convolutions that take a site's place, and their sum."""
-    n_up = site.up_weights.shape[1]
-    at = slice(-n_up, None) if site.is_skip_first else slice(n_up)
-    of_up = site.weights[:, at]
-    of_skip = site.weights[:, :-n_up] if site.is_skip_first else site.weights[:, n_up:]
-    bias = site.bias + np.einsum("okyx,k->o", of_up, site.up_bias)
+def _fold(site: _Site, tensors: Mapping[str, Any], nodes: list[Any], made: list[Any]) -> None:
+    """Add the two convolutions that take a site's place, and their sum; and what they compute with."""
+    up_weights, up_bias = _weights(site.up, tensors, outputs_at=1)
+    weights, bias = _weights(site.after, tensors, outputs_at=0)
+    n_up = up_weights.shape[1]
+    of_up, of_skip = (
+        (weights[:, -n_up:], weights[:, :-n_up]) if site.is_skip_first else (weights[:, :n_up], weights[:, n_up:])
+    )
+    bias += np.einsum("okyx,k->o", of_up, up_bias)
     output = site.after.output[0]
     names = {part: f"folded.{output}.{part}" for part in ("up", "up.weight", "skip", "skip.weight", "bias")}
-    for part, values in (("up.weight", fold(site.up_weights, of_up)), ("skip.weight", of_skip), ("bias", bias)):
-        tensors.append(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), names[part]))
+    for part, values in (("up.weight", fold(up_weights, of_up)), ("skip.weight", of_skip), ("bias", bias)):
+        made.append(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), names[part]))
 
     def add(operator: str, inputs: list[str], to: str, **attributes: Any) -> None:
         nodes.append(helper.make_node(operator, inputs, [to], name=to, **attributes))
