@@ -5,7 +5,7 @@
    of several threads follow each other in one stream (`runtime.engines.feed`).
 3. The card's test tensor is replayed when the engine is opened, and again from raw pixels where those are to be used.
 4. However an engine says that memory ran out, it becomes a `DeviceMemoryError` here; `ladder` remembers what held.
-5. `answers` are what it said of constant tiles; they go when it is closed.
+5. `answers` are what it said of constant tiles; they go when it is closed. `buffers` are for its inputs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from unet_deploy.runtime.engines.base import (
     RawBatch,
     Verdict,
 )
+from unet_deploy.runtime.engines.buffers import Buffers
 from unet_deploy.runtime.engines.constant_tiles import ConstantAnswers
 from unet_deploy.runtime.engines.feed import Feed, Load
 from unet_deploy.runtime.engines.memory import Ladder, is_out_of_memory
@@ -61,6 +62,7 @@ class CheckedEngine:
         self.geometry: Geometry = card.geometry
         self.ladder = Ladder()
         self.answers = ConstantAnswers()
+        self.buffers = Buffers()
         self.passes = 1
         self.choice: tuple[Verdict, ...] = ()
         """How this engine came to be chosen; set by `open_engine`."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -167,8 +168,9 @@ def fold(up: Weights, after: Weights) -> Weights:
         (c_in, c_out, 4, 4), as of an ONNX ConvTranspose.
     """
     kernel = np.zeros((up.shape[0], after.shape[0], 4, 4))
-    steps = [(a + 2 - 2 * ((a + k) // 2), (a + k) % 2, k) for a in range(2) for k in range(3)]
-    for to_y, up_y, y in steps:
-        for to_x, up_x, x in steps:
-            kernel[:, :, to_y, to_x] += up[:, :, up_y, up_x] @ after[:, :, y, x].T
+    for up_y, up_x in product(range(2), repeat=2):
+        products = np.tensordot(up[:, :, up_y, up_x], after, axes=(1, 1))  # (c_in, c_out, 3, 3)
+        for y, x in product(range(3), repeat=2):
+            to_y, to_x = (a + 2 - 2 * ((a + k) // 2) for k, a in ((y, (up_y + y) % 2), (x, (up_x + x) % 2)))
+            kernel[:, :, to_y, to_x] += products[:, :, y, x]
     return kernel

@@ -107,6 +107,7 @@ class HostRunner:
                 following = beside.submit(prepare)
                 with span("infer", is_device=True):
                     outputs = self._engine.infer(inputs)
+                self._engine.buffers.give(inputs)
                 if labelled is not None:
                     yield from _wait_for(labelled, "label")
                 labelled = beside.submit(carried(_label_all, "label"), group, outputs)
@@ -116,15 +117,12 @@ class HostRunner:
                 yield from _wait_for(labelled, "label")
 
     def _normalised(self, groups: Iterable[Sequence[TileWork]]) -> Iterator[tuple[Sequence[TileWork], Batch]]:
-        """Yield each group with its input, in two buffers by turns: one is read while the other is filled."""
-        buffers: deque[Batch] = deque([np.empty(0, np.float32)] * 2)
+        """Yield each group with its input."""
         for group in groups:
-            if len(buffers[0]) < len(group):
-                buffers[0] = np.empty((len(group), *group[0].raw.shape), np.float32)
-            for work, place in zip(group, buffers[0], strict=False):
+            inputs = self._engine.buffers.take((len(group), *group[0].raw.shape))
+            for work, place in zip(group, inputs, strict=True):
                 self._normaliser(work.raw, out=place)
-            yield group, buffers[0][: len(group)]
-            buffers.rotate()
+            yield group, inputs
 
 
 class ByteRunner:

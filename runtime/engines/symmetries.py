@@ -32,6 +32,7 @@ import numpy as np
 from unet_deploy.geometry import Geometry
 from unet_deploy.runtime.cost import TTA_PASSES
 from unet_deploy.runtime.engines.base import Batch, ByteForm, ByteResult, EngineDescription, RawBatch
+from unet_deploy.runtime.engines.buffers import Buffers
 from unet_deploy.runtime.engines.constant_tiles import ConstantAnswers
 from unet_deploy.runtime.engines.memory import Ladder
 
@@ -39,13 +40,15 @@ from unet_deploy.runtime.engines.memory import Ladder
 class TileEngine(Protocol):
     """What turns tiles into logits: a `CheckedEngine`, or one averaged over symmetries.
 
-    `ladder` is its memory's, `answers` what it said of constant tiles, and `passes` how often the network runs for one.
+    `ladder` is its memory's, `answers` what it said of constant tiles, `buffers` are for its inputs, and `passes` is
+    how often the network runs for one.
     """
 
     classes: int
     geometry: Geometry
     ladder: Ladder
     answers: ConstantAnswers
+    buffers: Buffers
     passes: int
 
     def infer(self, batch: Batch) -> Batch:
@@ -128,6 +131,7 @@ class SymmetricEngine:
         self.geometry = engine.geometry
         self.ladder = engine.ladder  # one copy runs at a time: what holds the plain network holds this
         self.answers = engine.answers  # told apart by the passes
+        self.buffers = engine.buffers
         self.passes = TTA_PASSES
 
     def infer(self, batch: Batch) -> Batch:
