@@ -2,8 +2,9 @@
 
 1. The candidates are cores that part a block of whole write units evenly, along each axis by itself; a tile need not
    be square. Blocks may be somewhat larger than usual where fewer or smaller tiles then reach the volume's border.
-2. Each has a time for the whole volume (tiles times the engine's seconds a tile, and what its memory costs at the
-   start) and a memory. Of tiles that take about as long, one in usual blocks is taken, and the one that holds least.
+2. Each has a time for the whole volume (tiles times the engine's seconds a tile and what a tile takes beside it, and
+   what its memory costs at the start) and a memory. Of tiles that take about as long, one in usual blocks is taken, and
+   the one that holds least.
 3. Where the whole process has a limit, blocks and caches become smaller too, whatever costs the least.
 """
 
@@ -42,6 +43,8 @@ LEAST_CORE = 448
 """Smaller ones are for want of memory only: fewer of them are looked at, and none in larger blocks."""
 TOUCHED_BYTES_PER_S = 2e9
 """What an engine holds is paid for when it is first touched: 0.3 to 1.6 s a gigabyte measured, on a virtual machine."""
+TILE_SECONDS = 1e-3
+"""What a tile takes beside the engine; more than a tiny network's own time."""
 WORTH_SAYING = 0.02
 """Of the operations."""
 AS_GOOD = 1.01
@@ -141,7 +144,7 @@ def tile_choices(
             core=core,
             block=block,
             tiles=tiles,
-            seconds=tiles * seconds + memory_bytes / TOUCHED_BYTES_PER_S,
+            seconds=tiles * (seconds + TILE_SECONDS) + memory_bytes / TOUCHED_BYTES_PER_S,
             memory_bytes=memory_bytes,
         )
         (larger if is_larger else usual).append(choice)

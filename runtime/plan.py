@@ -287,10 +287,17 @@ class SegmentationPlan:
         at_once = max(min(READ_BYTES, hull), order.chunk_bytes)
         return (
             PROCESS_BYTES
-            + (0 if self.costs.is_on_device else self.engine_memory_bytes)
+            + (0 if self.costs.is_on_device else self.engine_memory_bytes + self._batch_bytes)
             + self.blocks_in_flight * (max(2 * window, window + 2 * at_once) + results)
             + max(self.cache_bytes, order.chunk_bytes)
         )
+
+    @property
+    def _batch_bytes(self) -> int:
+        """Float32 input and logits of one batch: the next is normalised, and the last labelled, beside the engine's."""
+        values = self.tile_y * self.tile_x * self.network.in_channels
+        values += math.prod(map(self.geometry.output_side, (self.tile_y, self.tile_x))) * self.network.classes
+        return 4 * self.batch * values
 
     @property
     def bytes_read(self) -> int:

@@ -189,6 +189,15 @@ def test_memory_grows_with_what_is_held(change: dict[str, Any]) -> None:
     assert replace(plan, **change).peak_memory_bytes > plan.peak_memory_bytes
 
 
+def test_memory_holds_the_next_input_and_the_last_logits_beside_the_engines() -> None:
+    plan = plan_plane(4096, 4096, tile=(572, 572), network=PAPER)
+    smaller = replace(plan, tile_y=284, tile_x=284)
+    grown = plan.peak_memory_bytes - smaller.peak_memory_bytes
+    engine = plan.engine_memory_bytes - smaller.engine_memory_bytes
+    inputs, logits = PAPER.in_channels * (572**2 - 284**2), PAPER.classes * (388**2 - 100**2)
+    assert grown - engine == 4 * (inputs + logits)
+
+
 def test_more_blocks_are_in_flight_where_a_device_computes() -> None:
     plan = plan_plane(8192, 8192, tile=(572, 572))
     on_device = replace(plan, costs=replace(CAUTIOUS, is_on_device=True))
@@ -276,6 +285,13 @@ def test_a_tile_need_not_be_square() -> None:
     plan = plan_plane(300, 20_000, chunk=256, z=50)
     assert plan.geometry.core_side(plan.tile_y) == 304
     assert plan.geometry.core_side(plan.tile_x) >= 2048
+
+
+def test_a_tiny_network_gets_few_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Network(depth=2, base_width=2, in_channels=1, classes=2)
+    few = plan_plane(2048, 2048, network=tiny).n_tiles
+    monkeypatch.setattr("unet_deploy.runtime._plan_fit.TILE_SECONDS", 0)
+    assert few < plan_plane(2048, 2048, network=tiny).n_tiles
 
 
 @pytest.mark.parametrize(("y", "x", "most"), [(4096, 4096, 1.14), (5000, 7000, 1.17), (6200, 9300, 1.19)])
