@@ -60,11 +60,13 @@ def fold_up_convolutions(onnx_bytes: bytes) -> bytes:
         elif id(node) not in gone:
             nodes.append(node)
     read = {name for node in nodes for name in node.input}
-    tensors = [tensor for tensor in graph.initializer if tensor.name in read] + made
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    unread = [i for i, tensor in enumerate(graph.initializer) if tensor.name not in read]
+    for i in reversed(unread):  # to make the list anew would copy every weight
+        del graph.initializer[i]
+    del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(tensors)
-    return bytes(model.SerializeToString(deterministic=True))
+    graph.initializer.extend(made)
+    return bytes(model.SerializeToString())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,10 +169,9 @@ def fold(up: Weights, after: Weights) -> Weights:
     ndarray
         (c_in, c_out, 4, 4), as of an ONNX ConvTranspose.
     """
-    kernel = np.zeros((up.shape[0], after.shape[0], 4, 4))
-    for up_y, up_x in product(range(2), repeat=2):
-        products = np.tensordot(up[:, :, up_y, up_x], after, axes=(1, 1))  # (c_in, c_out, 3, 3)
-        for y, x in product(range(3), repeat=2):
-            to_y, to_x = (a + 2 - 2 * ((a + k) // 2) for k, a in ((y, (up_y + y) % 2), (x, (up_x + x) % 2)))
-            kernel[:, :, to_y, to_x] += products[:, :, y, x]
-    return kernel
+    ups, afters = (np.ascontiguousarray(w.transpose(2, 3, *axes)) for w, axes in ((up, (0, 1)), (after, (1, 0))))
+    kernel = np.zeros((4, 4, up.shape[0], after.shape[0]))
+    steps = [(a + 2 - 2 * ((a + k) // 2), (a + k) % 2, k) for a in range(2) for k in range(3)]
+    for (to_y, up_y, y), (to_x, up_x, x) in product(steps, repeat=2):
+        kernel[to_y, to_x] += ups[up_y, up_x] @ afters[y, x]
+    return kernel.transpose(2, 3, 0, 1)
