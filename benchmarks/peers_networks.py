@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import zipfile
 from collections.abc import Callable
@@ -71,23 +72,34 @@ def pad_convolutions(data: bytes) -> bytes:
 def open_predictor(data: bytes, *, engine: str, threads: int) -> Predictor:
     """Return what runs a graph: ``onnxruntime-cpu`` as its documentation opens it, or ``openvino`` in float32."""
     if engine == "openvino":
-        from unet_deploy.runtime.engines.openvino import OpenvinoEngine
-
-        opened = OpenvinoEngine(data, precision="fp32", threads=threads)
-        opened.open()
-        lock = threading.Lock()  # one request; it has all threads anyway
-
-        def predict(batch: Image) -> Image:
-            with lock:
-                return opened.infer(batch)
-
-        return predict
+        return _open_openvino(data, threads)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return lambda batch: session.run(None, {"image": batch})[0]
+
+
+def _open_openvino(data: bytes, threads: int) -> Predictor:
+    """Return what runs the graph as it is, in float32; compiled for a shape when the first batch of it comes."""
+    from unet_deploy.runtime.engines.openvino import import_openvino
+
+    core = import_openvino().Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads})
+    model = core.read_model(io.BytesIO(data))
+    lock = threading.Lock()  # one request at a time; it has all threads anyway
+    requests: dict[tuple[int, ...], Any] = {}
+
+    def predict(batch: Image) -> Image:
+        with lock:
+            if batch.shape not in requests:
+                model.reshape(list(batch.shape))
+                requests[batch.shape] = core.compile_model(model, "CPU").create_infer_request()
+            logits: Image = requests[batch.shape].infer({0: batch}, share_inputs=True)[0]
+            return logits
+
+    return predict
 
 
 def label_blocks(predict: Predictor, image: Image, *, block: int, halo: int) -> npt.NDArray[np.uint8]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from unet_deploy.errors import AdoptionError, MissingDependencyError
+from unet_deploy.errors import AdoptionError
+from unet_deploy.runtime.engines.onnxruntime_session import import_onnxruntime
 
 
 def evaluate(
@@ -23,12 +24,7 @@ def evaluate(
     MissingDependencyError
         If onnxruntime is not installed.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise
-        raise MissingDependencyError.of_extra("onnxruntime", extra="cpu", purpose="adopting a network") from error
+    onnxruntime = import_onnxruntime(package="onnxruntime", extra="cpu", purpose="adopting a network")
     part = _part_of(model, outputs)
     for value in part.graph.input:
         if value.name in feeds:  # many are exported for one size, though their nodes take any

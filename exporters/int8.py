@@ -24,6 +24,7 @@ from onnx import numpy_helper
 
 from unet_deploy.runtime.artifact import INPUT_NAME, MAX_IR_VERSION
 from unet_deploy.runtime.engines.base import Batch
+from unet_deploy.runtime.engines.onnxruntime_session import import_onnxruntime
 from unet_deploy.runtime.unet_graph import INT8_FLOAT_LAYERS
 
 Form = Literal["cpu", "tensorrt"]
@@ -48,7 +49,13 @@ def quantise(parent: onnx.ModelProto, tiles: Sequence[Batch], *, form: Form = "c
     form
         What will run it. Only the form for the CPU is an artifact (`runtime.artifact`); that for TensorRT is to be
         built into a plan.
+
+    Raises
+    ------
+    MissingDependencyError
+        If onnxruntime is not installed.
     """
+    import_onnxruntime(package="onnxruntime", extra="cpu", purpose="quantising a network")  # silences it first
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     assert tiles, "no tile to calibrate on"

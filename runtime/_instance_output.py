@@ -18,7 +18,8 @@ import numpy.typing as npt
 import zarr
 
 from unet_deploy.errors import OutputPathError
-from unet_deploy.runtime._box_grid import Box, BoxGrid
+from unet_deploy.runtime._box_grid import Box
+from unet_deploy.runtime._level_boxes import pieces_of, place_above, places_down
 from unet_deploy.runtime.chunk_writer import ChunkWriter
 from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.journal import FOLDER, remove
@@ -65,23 +66,16 @@ def write_ids(spec: OutputSpec, block: Box, ids: InstanceIds) -> None:
 
 def downsample_ids(spec: OutputSpec, level: int, index: int) -> None:
     """Make one piece of a level from the level above, and its part of the levels below that it holds."""
-    above = spec.level_extents(level - 1)
-    region = _regions(spec, level).at(index)
-    y, x = region.y, region.x
-    rows, columns = slice(2 * y.start, min(2 * y.stop, above.y)), slice(2 * x.start, min(2 * x.stop, above.x))
-    place = spec.to_layout("labels", {"t": slice(region.t, region.t + 1), "z": region.z.slice, "y": rows, "x": columns})
-    found = read_box(spec.instances_path, str(level - 1), place)
-    read = np.asarray(found, np.uint32).reshape(region.z.size, rows.stop - rows.start, -1)
-    _write_levels(spec, reduce_mode(read), level=level, count=1 + spec.levels_within(level, spec.region), block=region)
+    piece = pieces_of(spec, level).at(index)
+    source = place_above(spec, level, piece)
+    found = read_box(spec.instances_path, str(level - 1), spec.to_layout("labels", source))
+    read = np.asarray(found, np.uint32).reshape(piece.z.size, source["y"].stop - source["y"].start, -1)
+    _write_levels(spec, reduce_mode(read), level=level, count=1 + spec.levels_within(level, spec.region), block=piece)
 
 
 def count_pieces(spec: OutputSpec, level: int) -> int:
     """Return in how many pieces `downsample_ids` makes a level."""
-    return _regions(spec, level).n_boxes
-
-
-def _regions(spec: OutputSpec, level: int) -> BoxGrid:
-    return BoxGrid(extents=spec.level_extents(level), box=spec.region)
+    return pieces_of(spec, level).n_boxes
 
 
 def finish_instances(spec: OutputSpec, *, provenance: Mapping[str, Any], source: str | None) -> None:
@@ -112,19 +106,13 @@ def finish_instances(spec: OutputSpec, *, provenance: Mapping[str, Any], source:
 def _write_levels(spec: OutputSpec, ids: InstanceIds, *, level: int, count: int, block: Box) -> None:
     absent = tuple(i for i, axis in enumerate("tzyx") if axis not in spec.axes)
     with ChunkWriter() as writer:
-        for deeper in range(count):
-            if deeper:
+        for deeper, place in places_down(spec, level=level, count=count, t=block.t, z=block.z, y=block.y, x=block.x):
+            if deeper > level:
                 ids = reduce_mode(ids)
-            e = spec.level_extents(level + deeper)
-            rows, columns = (
-                slice(side.start >> deeper, min(-(-side.stop >> deeper), extent))
-                for side, extent in ((block.y, e.y), (block.x, e.x))
-            )
-            place = {"t": slice(block.t, block.t + 1), "z": block.z.slice, "y": rows, "x": columns}
             write_box(
                 writer,
                 spec.instances_path,
-                str(level + deeper),
+                str(deeper),
                 spec.to_layout("labels", place),
                 ids[None].squeeze(absent),
                 where=f"while writing {INSTANCES_NAME} at {spec.path}",

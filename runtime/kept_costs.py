@@ -4,6 +4,7 @@
    part of it: a network that was trained anew is as fast.
 2. What it was measured on is written into it: processor and usable cores, or GPU and driver; system; versions of the
    engine's packages. What was measured on anything else is not taken: a home folder may serve several machines.
+   Nor is what was measured with another number of threads: with 4, another engine or tile may be the fastest.
 3. A file is written whole or not at all, so two processes may keep costs at once; the last one counts.
 4. A file that is damaged, foreign or made by another release is as if nothing had been measured.
 """
@@ -12,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,14 @@ class KeptCosts:
 
     count: int
     last: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgotten:
+    """How many measurements were deleted, and what could not be, or not even be read: each path with the reason."""
+
+    count: int
+    left: tuple[tuple[Path, str], ...] = ()
 
 
 def read_costs(
@@ -108,29 +117,35 @@ def has_costs(folder: Path | None = None) -> bool:
 
 def count_costs(folder: Path | None = None, *, ask: Callable[[], Gpus] = ask_driver) -> KeptCosts:
     """Return how much is kept of this machine, of whatever versions of its engines."""
-    dates = [costs.measured for _, costs in _of_this_machine(folder, ask)]
+    dates = [costs.measured for _, costs in _of_this_machine(folder, ask, [])]
     return KeptCosts(count=len(dates), last=max(dates, default=None))
 
 
-def forget_costs(folder: Path | None = None, *, ask: Callable[[], Gpus] = ask_driver) -> int:
-    """Delete what is kept of this machine, and leave what is of others; return how many measurements that were."""
-    gone = 0
-    for path, _ in _of_this_machine(folder, ask):
-        with suppress(OSError):
-            path.unlink()
+def forget_costs(folder: Path | None = None, *, ask: Callable[[], Gpus] = ask_driver) -> Forgotten:
+    """Delete what is kept of this machine, and leave what is of others; return what became of it."""
+    gone, left = 0, list[tuple[Path, str]]()
+    for path, _ in _of_this_machine(folder, ask, left):
+        try:
+            path.unlink(missing_ok=True)  # another process may be forgetting too
             gone += 1
-    return gone
+        except OSError as error:
+            left.append((path, f"it cannot be deleted: {error.strerror or error}"))
+    return Forgotten(count=gone, left=tuple(left))
 
 
-def _of_this_machine(folder: Path | None, ask: Callable[[], Gpus]) -> Iterator[tuple[Path, EngineCosts]]:
-    place = _place(folder)
-    paths: list[Path] = []
-    if place is not None:
-        with suppress(OSError):  # it may not be ours to look into
-            paths = sorted(place.glob("*.json"))
+def _of_this_machine(
+    folder: Path | None, ask: Callable[[], Gpus], left: list[tuple[Path, str]]
+) -> Iterator[tuple[Path, EngineCosts]]:
+    """Yield the files of this machine; what cannot be read, and so may be of it, is added to `left`."""
     machines: dict[str, list[Key]] = {}
-    for path in paths:
-        found = _load(path)
+    for path in _list_files(_place(folder), left):
+        try:
+            found = _load(path)
+        except FileNotFoundError:  # another process was faster
+            continue
+        except OSError as error:
+            left.append((path, f"it cannot be read, and may be of this machine: {error.strerror or error}"))
+            continue
         key = None if found is None else found.get("key")
         kind = key.get("device") if isinstance(key, dict) else None
         if kind not in ("cpu", "cuda"):
@@ -141,6 +156,19 @@ def _of_this_machine(folder: Path | None, ask: Callable[[], Gpus]) -> Iterator[t
         costs = _read(path, key)
         if costs is not None and key.get("machine") in machines[kind]:
             yield path, costs
+
+
+def _list_files(place: Path | None, left: list[tuple[Path, str]]) -> list[Path]:
+    if place is None:
+        return []
+    try:
+        with os.scandir(place) as entries:  # a glob takes a folder that is not to be looked into for an empty one
+            return sorted(Path(e) for e in entries if e.name.endswith(".json") and not e.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        left.append((place, f"it cannot be looked into: {error.strerror or error}"))
+        return []
 
 
 def _place(folder: Path | None) -> Path | None:
@@ -195,7 +223,10 @@ def _name(key: Key) -> str:
 
 def _read(path: Path, key: Key) -> EngineCosts | None:
     """Return the costs in a file, None if they are of another key or cannot be."""
-    found = _load(path)
+    try:
+        found = _load(path)
+    except OSError:
+        return None
     if found is None or found.get("format") != FORMAT or found.get("key") != key:
         return None
     costs = EngineCosts.from_object(found.get("costs"))
@@ -203,10 +234,11 @@ def _read(path: Path, key: Key) -> EngineCosts | None:
 
 
 def _load(path: Path) -> dict[str, Any] | None:
+    """Return what a file holds, None if it is damaged; an OSError is the caller's business."""
+    with path.open("rb") as file:
+        text = file.read(_LARGEST + 1)
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST + 1)
         found = json.loads(text)
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

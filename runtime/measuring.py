@@ -58,7 +58,8 @@ class EngineProbe:
     batch
         Tiles of a forward pass.
     patience_s
-        How long an answer may take beyond the time that it was given, before the process is stopped.
+        How long an answer may take beyond the time that it was given, before the process is stopped; may be changed
+        between answers.
     engine_factory
         Makes the engine, in place of the one of that name; importable by another process.
 
@@ -82,7 +83,7 @@ class EngineProbe:
         patience_s: float = PATIENCE_S,
         engine_factory: EngineFactory | None = None,
     ) -> None:
-        self._name, self._artifact, self._patience_s = engine, artifact, patience_s
+        self._name, self._artifact, self.patience_s = engine, artifact, patience_s
         self._threads, self._batch = threads, batch
         self._words, self._process = _start(_find_python(engine), engine)
         self.samples: list[TileSample] = []
@@ -160,7 +161,7 @@ class EngineProbe:
             was_stopped.set()
             self._process.kill()
 
-        timer = threading.Timer(seconds + self._patience_s, stop)
+        timer = threading.Timer(seconds + self.patience_s, stop)
         timer.daemon = True
         timer.start()
         try:

@@ -24,7 +24,7 @@ from zarr.codecs import ZstdCodec
 
 from unet_deploy.errors import OutputPathError, UnetDeployError
 from unet_deploy.geometry import Interval
-from unet_deploy.runtime._box_grid import BoxGrid
+from unet_deploy.runtime._level_boxes import pieces_of, place_above, places_down
 from unet_deploy.runtime.chunk_writer import ChunkWriter, Place, read_back
 from unet_deploy.runtime.disk_space import full_disk_named
 from unet_deploy.runtime.journal import FOLDER, STATUS_VALUES, Journal, create_journal, remove
@@ -126,7 +126,7 @@ def list_regions(spec: OutputSpec, level: int, part: Region | None = None) -> li
     part
         In pixels of the finest level.
     """
-    grid = _regions(spec, level)
+    grid = pieces_of(spec, level)
     if part is None:
         return [*range(grid.n_boxes)]
     y, x = (
@@ -138,21 +138,14 @@ def list_regions(spec: OutputSpec, level: int, part: Region | None = None) -> li
 
 def downsample_region(spec: OutputSpec, level: int, index: int) -> None:
     """Make one piece of a pyramid level from the level above, and its part of the levels below that it holds."""
-    above, piece = spec.level_extents(level - 1), _regions(spec, level).at(index)
-    t, z, y, x = piece.t, piece.z, piece.y, piece.x
-    source = {
-        "t": slice(t, t + 1),
-        "c": slice(0, len(spec.classes)),
-        "z": z.slice,
-        "y": slice(2 * y.start, min(2 * y.stop, above.y)),
-        "x": slice(2 * x.start, min(2 * x.stop, above.x)),
-    }
+    piece = pieces_of(spec, level).at(index)
+    source = place_above(spec, level, piece)
     count = 1 + spec.levels_within(level, spec.region)
     for kind in spec.kinds:
         absent = tuple(i for i, axis in enumerate("tczyx") if axis not in spec.axes_of(kind))
         read = read_box(spec.path, spec.array_path(kind, level - 1), spec.to_layout(kind, source))
         values = {kind: _REDUCE[kind](np.expand_dims(read, absent))}
-        _write_levels(spec, values, level=level, count=count, t=t, z=z, y=y, x=x)
+        _write_levels(spec, values, level=level, count=count, t=piece.t, z=piece.z, y=piece.y, x=piece.x)
 
 
 def _write_levels(
@@ -168,19 +161,13 @@ def _write_levels(
 ) -> None:
     """Write a box of `level`, given as (t, c, z, y, x), and what it is in the levels below, `count` in all."""
     with span("write"), ChunkWriter() as writer:
-        for deeper in range(count):
-            if deeper:
+        for deeper, place in places_down(spec, level=level, count=count, t=t, z=z, y=y, x=x):
+            if deeper > level:
                 with span("reduce"):
                     values = {kind: _REDUCE[kind](array) for kind, array in values.items()}
-            e = spec.level_extents(level + deeper)
-            rows, columns = (
-                slice(side.start >> deeper, min(-(-side.stop >> deeper), extent))
-                for side, extent in ((y, e.y), (x, e.x))
-            )
-            place = {"t": slice(t, t + 1), "c": slice(0, len(spec.classes)), "z": z.slice, "y": rows, "x": columns}
             for kind, array in values.items():
-                with span("write pyramid" if level + deeper else f"write {kind}"):
-                    _write(writer, spec, kind, level + deeper, place, array)
+                with span("write pyramid" if deeper else f"write {kind}"):
+                    _write(writer, spec, kind, deeper, place, array)
 
 
 def write_status(spec: OutputSpec, journal: Journal) -> None:
@@ -242,10 +229,6 @@ def _label_attributes(spec: OutputSpec, source: str | None) -> dict[str, Any]:
         multiscales_of(spec, "labels", prefix=""),
         image_label_attributes(version=spec.ome_version, classes=classes, source=source),
     )
-
-
-def _regions(spec: OutputSpec, level: int) -> BoxGrid:
-    return BoxGrid(extents=spec.level_extents(level), box=spec.region)
 
 
 def _status_shape(spec: OutputSpec) -> tuple[int, int, int, int]:

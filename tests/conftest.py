@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ settings.register_profile(
     "unet-deploy", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 settings.load_profile("unet-deploy")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime before we do, who say this too
 
 
 @pytest.fixture(scope="session", autouse=True)

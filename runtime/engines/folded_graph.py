@@ -10,13 +10,15 @@
    Nothing is joined, so nothing is copied for it, and the joined map, the largest of all, is not held.
 4. Weights are multiplied in float64 and rounded once.
 
-What is not built so is left as it is: padded networks, a normalisation or activation in between, other sizes, integers.
+What is not built so is left as it is: padded networks, a normalisation or activation in between, other sizes, integers,
+few channels in between, which would make it more operations; and what would become too large for a file.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -27,6 +29,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Weights = npt.NDArray[np.float64]
+MAX_BYTES = 2**31 - 2**20
+"""Protobuf's own limit, less what nodes and names take: folded weights are more than what they are made of."""
+PREFIX = "folded."
+"""Of the names of what is made here."""
 _DEFAULTS: dict[str, Any] = {
     "auto_pad": b"NOTSET",
     "dilations": [1, 1],
@@ -37,19 +43,22 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def fold_up_convolutions(onnx_bytes: bytes) -> bytes:
+def fold_up_convolutions(onnx_bytes: bytes, *, max_bytes: int = MAX_BYTES) -> bytes:
     """Return a graph that computes the same with fewer operations; the given bytes where nothing can be folded.
 
     Parameters
     ----------
     onnx_bytes
         An artifact's file, already checked by `runtime.artifact`.
+    max_bytes
+        What the graph and the folded weights may take; else nothing is folded.
     """
     model = onnx.load_model_from_string(onnx_bytes)
     graph = model.graph
     floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     found = _find(graph, floats)
-    if not found:
+    names = {name for node in graph.node for name in (*node.input, *node.output)}
+    if not found or any(name.startswith(PREFIX) for name in names):  # no name may stand for two tensors
         return onnx_bytes
     gone = {id(node) for site in found for node in (site.up, site.join)}
     folded = {id(site.after): site for site in found}
@@ -59,6 +68,8 @@ def fold_up_convolutions(onnx_bytes: bytes) -> bytes:
             _fold(folded[id(node)], floats, nodes, made)
         elif id(node) not in gone:
             nodes.append(node)
+    if len(onnx_bytes) + sum(4 * math.prod(tensor.dims) for tensor in made) > max_bytes:
+        return onnx_bytes
     read = {name for node in nodes for name in node.input}
     unread = [i for i, tensor in enumerate(graph.initializer) if tensor.name not in read]
     for i in reversed(unread):  # to make the list anew would copy every weight
@@ -104,6 +115,8 @@ def _find(graph: Any, tensors: Mapping[str, Any]) -> list[_Site]:
                 continue
             if any(name not in tensors for node in (up, after) for name in node.input[1:]):
                 continue
+            if not _is_less(tensors[up.input[1]].dims, tensors[after.input[1]].dims):
+                continue
             skip = join.input[1 - index]
             found.append(_Site(up=up, join=join, after=after, skip=skip, is_skip_first=index == 1))
             break
@@ -114,6 +127,12 @@ def _is_plain(node: Any, *, kernel: int, stride: int) -> bool:
     """Tell whether a convolution has that kernel and stride, and nothing else that is unusual."""
     expected = _DEFAULTS | {"kernel_shape": [kernel] * 2, "strides": [stride] * 2}
     return expected == {**_DEFAULTS, **_attributes(node)}
+
+
+def _is_less(up: Sequence[int], after: Sequence[int]) -> bool:
+    """Tell by the shapes of the weights whether a folded up-convolution takes fewer multiplications a pixel."""
+    (c_in, c_up), c_out = up[:2], after[0]
+    return 4 * c_in * c_out < c_up * (c_in + 9 * c_out)
 
 
 def _attributes(node: Any) -> dict[str, Any]:
@@ -136,7 +155,7 @@ def _fold(site: _Site, tensors: Mapping[str, Any], nodes: list[Any], made: list[
     )
     bias += np.einsum("okyx,k->o", of_up, up_bias)
     output = site.after.output[0]
-    names = {part: f"folded.{output}.{part}" for part in ("up", "up.weight", "skip", "skip.weight", "bias")}
+    names = {part: f"{PREFIX}{output}.{part}" for part in ("up", "up.weight", "skip", "skip.weight", "bias")}
     for part, values in (("up.weight", fold(up_weights, of_up)), ("skip.weight", of_skip), ("bias", bias)):
         made.append(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), names[part]))
 
@@ -147,15 +166,14 @@ def _fold(site: _Site, tensors: Mapping[str, Any], nodes: list[Any], made: list[
     # The pads cut the border away, whose pixels a valid convolution does not give.
     add("ConvTranspose", up_inputs, names["up"], kernel_shape=[4, 4], strides=[2, 2], pads=[2, 2, 2, 2])
     add("Conv", [site.skip, names["skip.weight"], names["bias"]], names["skip"], kernel_shape=[3, 3])
-    nodes.append(helper.make_node("Add", [names["skip"], names["up"]], [output], name=f"folded.{output}.sum"))
+    nodes.append(helper.make_node("Add", [names["skip"], names["up"]], [output], name=f"{PREFIX}{output}.sum"))
 
 
 def fold(up: Weights, after: Weights) -> Weights:
     """Return the transposed convolution, 4 × 4 with stride 2, that a 2 × 2 one and a 3 × 3 convolution after it are.
 
-    Output pixel 2i + a sees, through tap k of the convolution, pixel 2i + a + k of what came up, which comes from pixel
-    i + (a + k) // 2 through tap (a + k) % 2. A transposed convolution whose border of 2 is cut away reads pixel i + d
-    there through tap a + 2 - 2d.
+    Tap u of the first puts pixel i at 2i + u, and tap k of the second takes that to 2i + u - k. With a border of 2,
+    which is cut away, that is tap u + 2 - k of one transposed convolution.
 
     Parameters
     ----------
@@ -171,7 +189,6 @@ def fold(up: Weights, after: Weights) -> Weights:
     """
     ups, afters = (np.ascontiguousarray(w.transpose(2, 3, *axes)) for w, axes in ((up, (0, 1)), (after, (1, 0))))
     kernel = np.zeros((4, 4, up.shape[0], after.shape[0]))
-    steps = [(a + 2 - 2 * ((a + k) // 2), (a + k) % 2, k) for a in range(2) for k in range(3)]
-    for (to_y, up_y, y), (to_x, up_x, x) in product(steps, repeat=2):
-        kernel[to_y, to_x] += ups[up_y, up_x] @ afters[y, x]
+    for up_y, up_x, y, x in product(range(2), range(2), range(3), range(3)):
+        kernel[up_y + 2 - y, up_x + 2 - x] += ups[up_y, up_x] @ afters[y, x]
     return kernel.transpose(2, 3, 0, 1)

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,19 +57,22 @@ class Provider:
 
 
 def import_onnxruntime(*, package: str, extra: str, purpose: str) -> Any:
-    """Return the package.
+    """Return the package, its telemetry switched off for the whole process.
 
     Raises
     ------
     MissingDependencyError
         If it is not installed; `package` and `extra` say what brings it.
     """
+    # Read as it is imported; else that alone keeps an identity in the user's folder and sends it to its makers.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
         raise MissingDependencyError.of_extra(package, extra=extra, purpose=purpose) from error
+    onnxruntime.disable_telemetry_events()  # if somebody imported it before us; on Windows, its events to the system
     return onnxruntime
 
 

@@ -65,6 +65,8 @@ class OpenvinoEngine:
             raise DeviceError(came, f"openvino {version}, plugin {PLUGIN}", fix="--engine onnxruntime-cpu")
         try:
             model = core.read_model(io.BytesIO(fold_up_convolutions(self._data)))
+        except MemoryError:
+            raise
         except Exception as error:  # its exceptions have no class of their own
             raise NotAnArtifactError(
                 f"OpenVINO {version} cannot load the model",

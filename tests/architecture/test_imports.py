@@ -59,8 +59,8 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "google": (("unet_deploy.runtime.artifact",), "protobuf's own exception is what onnx raises for a damaged file"),
     "onnxruntime": (
-        (f"{ENGINES}.onnxruntime*", "unet_deploy.exporters.int8", "unet_deploy.exporters.foreign_session"),
-        "one engine, one module, through which parity is checked too; its own quantiser; graphs not yet ours",
+        (f"{ENGINES}.onnxruntime*", "unet_deploy.exporters.int8"),
+        "one engine, one module, through which parity is checked too; its own quantiser",
     ),
     "openvino": ((f"{ENGINES}.openvino*",), "one engine, one module"),
     "tensorrt": ((f"{ENGINES}.tensorrt*", "unet_deploy.exporters.tensorrt*"), "runs a plan; builds one"),

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import logging
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from tests.conftest import Outcome
+from tests.faults.failing_files import failing
 from tests.tiny import make_pixels, snapshot, write_image
 from tests.unit.test_measured_order import costs_of
-from unet_deploy.cli._bench_report import Found, choose_rows, join_command, not_run, show, tell_apart
+from unet_deploy.cli._bench_report import Found, choose_rows, join_command, not_run, show, tell_apart, to_object
+from unet_deploy.cli.app import run
 from unet_deploy.cli.bench import keep_telling, require_any, sort_paths
 from unet_deploy.errors import DeviceError, UsageError
 from unet_deploy.runtime.advice import Advice
 from unet_deploy.runtime.artifact import Artifact
-from unet_deploy.runtime.kept_costs import count_costs
-from unet_deploy.runtime.trials import Trial, rank
+from unet_deploy.runtime.kept_costs import count_costs, keep_costs
+from unet_deploy.runtime.trials import Trial, rank, run_trials
 
 Cli = Callable[..., Outcome]
 
@@ -71,25 +77,132 @@ def found_of(trials: tuple[Trial, ...], artifacts: tuple[Artifact, ...]) -> Foun
     )
 
 
-def test_what_a_person_reads_and_what_is_remembered(cli: Cli, tiny_model: Path) -> None:
-    outcome = cli("bench", tiny_model, "--device", "cpu", "--seconds", "15", "--keep")
+def advice_of(artifact: Artifact, seconds: float) -> Advice:
+    return Advice(
+        artifact=artifact,
+        engine="openvino",
+        tile=(104, 104),
+        flags=(),
+        seconds_per_pixel=seconds,
+        own_seconds_per_pixel=seconds,
+        is_foretold=False,
+    )
+
+
+@dataclass(frozen=True)
+class Benched:
+    """What a measurement left: its outcome, and the folder with the model, the volume and a home."""
+
+    outcome: Outcome
+    folder: Path
+    before: dict[str, str]
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+
+def bench_in(folder: Path, *arguments: str, seconds: Sequence[float], is_enough: Callable[[str], bool]) -> Benched:
+    """Run it in a folder with a home; again for longer if it was not enough, as on a machine that is busy."""
+    (folder / "home").mkdir()
+    before = snapshot(folder)
+    log = logging.getLogger("unet_deploy")
+    settings = log.level, log.propagate, log.handlers[:]
+    out, err, code = StringIO(), StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("UNET_DEPLOY_MODEL", raising=False)
+        for name in ("HOME", "USERPROFILE"):
+            patch.setenv(name, str(folder / "home"))
+        for limit in seconds:
+            out, err = StringIO(), StringIO()
+            with redirect_stdout(out), redirect_stderr(err):
+                code = run(["bench", *arguments, "--seconds", str(limit)])
+            if code or is_enough(out.getvalue()):
+                break
+    log.level, log.propagate, log.handlers[:] = settings
+    return Benched(Outcome(code, out.getvalue(), err.getvalue()), folder, before)
+
+
+@pytest.fixture(scope="module")
+def shown(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Benched:
+    """What a person sees of a model and a volume on all engines, and what is remembered; not to be changed."""
+    folder = tmp_path_factory.mktemp("shown")
+    shutil.copy(tiny_model, folder / "m.onnx")
+    (folder / "m.fp16.onnx").write_bytes(b"nothing")
+    write_image(folder / "v.zarr", make_pixels((2, 200, 300)))
+    reading = ("--level", "0", "--input-range", "0:255")
+    return bench_in(
+        folder,
+        *("m.onnx", "v.zarr", *reading, "--device", "cpu", "--keep"),
+        seconds=(4, 10, 40),
+        is_enough=lambda out: "1 block(s)" in out,
+    )
+
+
+@pytest.fixture(scope="module")
+def told(tiny_products: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Benched:
+    """What a program is told of the current folder's model, of the precisions beside it and of a volume."""
+    folder = tmp_path_factory.mktemp("told")
+    shutil.copy(tiny_products["fp32"], folder / "model.onnx")
+    shutil.copy(tiny_products["int8"], folder / "model.int8.onnx")
+    (folder / "model.fp16.onnx").write_bytes(b"nothing")
+    write_image(folder / "v.zarr", make_pixels((2, 200, 300)))
+    return bench_in(
+        folder,
+        *("v.zarr", "--engine", "onnxruntime-cpu", "--threads", "1", "--json", "--no-keep"),
+        seconds=(2, 6, 20),
+        is_enough=lambda out: "there was no time" not in out and '"tried": null' not in out,
+    )
+
+
+def test_what_a_person_reads(shown: Benched) -> None:
+    outcome = shown.outcome
     assert outcome.code == 0, outcome.err
-    assert outcome.err == "measuring: fp32 on openvino, onnxruntime-cpu (1 of 1)\n"
-    shown, found = rows(outcome.out), table(outcome.out)
-    assert shown["model"] == f"{tiny_model}: U-Net 2015, depth 2, width 2, fp32"
-    assert {"cpu", "memory", "gpu"} <= set(shown)
+    assert outcome.err.startswith("measuring: fp32 on openvino, onnxruntime-cpu (1 of 1)\n")
+    said, found = rows(outcome.out), table(outcome.out)
+    assert said["model"] == "m.onnx: U-Net 2015, depth 2, width 2, fp32"
+    assert {"cpu", "memory", "gpu"} <= set(said)
     assert {row["engine"] for row in found} == {"openvino", "onnxruntime-cpu"}
     times = [float(row["time"].removesuffix("×")) for row in found]
     assert times == sorted(times)
     assert times[0] == 1.0
     assert all(re.fullmatch(r"[\d.]+ MB", row["memory"]) and int(row["tile"]) > 100 for row in found)
-    command = f"unet-deploy segment VOLUME.zarr --model {tiny_model} --device cpu"
-    assert shown["use"].startswith(command)
     assert re.search(
         r"^ +[\d.]+ Mpx/s, 1 Gpx in .+: (openvino|onnxruntime-cpu), tiles of \d+ × \d+ px", outcome.out, re.M
     )
-    assert shown["remembered"].startswith("segment and plan choose by this from now on")
-    assert count_costs().count == 2
+    assert re.search(r"^left out +m\.fp16\.onnx: m\.fp16\.onnx is not an ONNX file", outcome.out, re.M)
+
+
+def test_how_a_volume_is_read_is_part_of_the_command(shown: Benched) -> None:
+    wanted = "unet-deploy segment v.zarr --model m.onnx --level 0 --input-range 0:255 --device cpu"
+    assert rows(shown.outcome.out)["use"].startswith(wanted)
+
+
+def test_a_volume_is_shown(shown: Benched) -> None:
+    said = rows(shown.outcome.out)
+    assert said["volume"] == "v.zarr: 0.1 Mpx in 2 blocks"
+    for engine in ("openvino", "onnxruntime-cpu"):
+        estimate = rf"^ +{engine}, fp32: about .+ s, tiles of \d+ × \d+ px, [\d.]+ MB of memory$"
+        assert re.search(estimate, shown.outcome.out, re.MULTILINE)
+    assert re.fullmatch(
+        r"1 block\(s\), 0\.1 Mpx from Zarr to Zarr: [\d.]+ Mpx/s; (openvino|onnxruntime-cpu) alone: [\d.]+ Mpx/s",
+        said["tried"],
+    )
+
+
+def test_what_is_said_to_be_remembered_is(shown: Benched, home: Path) -> None:
+    """On a machine that is busy there is time for small tiles only, which are not."""
+    shutil.copytree(shown.home, home, dirs_exist_ok=True)
+    said = {2: "segment and plan choose by this from now on", 1: "what ran tiles large enough", 0: "nothing: there was"}
+    assert rows(shown.outcome.out)["remembered"].startswith(said[count_costs().count])
+
+
+def test_what_is_remembered_is_chosen_by(cli: Cli, tiny_model: Path, tiny_artifact: Artifact) -> None:
+    trials = run_trials([tiny_artifact], device="cpu", cores=(16, 64), seconds=60)
+    trials = tuple(trial for trial in trials if trial.costs is not None)
+    assert keep_telling(trials, is_wanted=True, busy=0.0) == "kept"
+    assert count_costs().count == len(trials) == 2
 
     planned = cli(
         "plan", write_image(Path("v.zarr"), make_pixels((1, 100, 90))), "--model", tiny_model, "--device", "cpu"
@@ -100,44 +213,29 @@ def test_what_a_person_reads_and_what_is_remembered(cli: Cli, tiny_model: Path) 
 
     assert cli("bench", "--forget") == Outcome(0, "forgot 2 measurement(s) of this machine\n", "")
     assert cli("bench", "--forget") == Outcome(0, "nothing was remembered of this machine\n", "")
-    assert json.loads(cli("bench", "--forget", "--json").out) == {"forgotten": 0}
+    assert json.loads(cli("bench", "--forget", "--json").out) == {"forgotten": 0, "left": []}
     assert "nothing of this machine yet" in rows(cli("doctor").out)["measured"]
 
 
-def test_what_a_program_reads(cli: Cli, tiny_products: dict[str, Path], home: Path) -> None:
-    outcome = cli("bench", tiny_products["fp32"], "--seconds", "3", "--json", "--no-keep", "--threads", "1")
-    facts = json.loads(outcome.out)
-    assert outcome.code == 0
-    assert {row["precision"] for row in facts["rows"]} >= {"fp32"}
+def test_what_a_program_reads(told: Benched) -> None:
+    assert told.outcome.code == 0, told.outcome.err
+    assert told.outcome.err.startswith("model: ./model.onnx\n")
+    facts = json.loads(told.outcome.out)
+    assert {row["precision"] for row in facts["rows"]} == {"fp32", "int8"}
     use = facts["use"][0]
     assert use["precision"] == "fp32"
-    assert use["flags"][:2] == ["--threads", "1"]
+    assert use["flags"][:4] == ["--engine", "onnxruntime-cpu", "--threads", "1"]
     assert use["pixels_per_second"] >= use["pixels_per_second_without"] * 0.94
     reasons = {(entry["precision"], entry["engine"]): entry["reason"] for entry in facts["engines"]}
-    assert reasons["fp32", "openvino"] is None
-    assert (facts["is_kept"], facts["volume"], len(facts["left_out"])) == (False, None, 1)
+    assert reasons == {("fp32", "onnxruntime-cpu"): None, ("int8", "onnxruntime-cpu"): None}
+    assert facts["left_out"] == ["model.fp16.onnx: model.fp16.onnx is not an ONNX file, or is damaged"]
+    assert facts["is_kept"] is False
     assert facts["machine"]["processor"]["usable"] >= 1
-    assert not [path for path in home.rglob("*.json") if "costs" in path.parts]
+    assert not [path for path in told.home.rglob("*.json") if "costs" in path.parts]
 
 
-def test_other_precisions_and_what_is_not_one(cli: Cli, tiny_products: dict[str, Path]) -> None:
-    shutil.copy(tiny_products["fp32"], "model.onnx")
-    shutil.copy(tiny_products["int8"], "model.int8.onnx")
-    Path("model.fp16.onnx").write_bytes(b"nothing")
-    outcome = cli("bench", "--engine", "onnxruntime-cpu", "--seconds", "3")
-    assert outcome.code == 0, outcome.err
-    assert outcome.err.startswith("model: ./model.onnx\n")
-    assert {row["precision"] for row in table(outcome.out)} == {"fp32", "int8"}
-    assert re.search(r"^left out +model\.fp16\.onnx: model\.fp16\.onnx is not an ONNX file", outcome.out, re.MULTILINE)
-    assert rows(outcome.out)["use"].startswith("unet-deploy segment VOLUME.zarr --engine onnxruntime-cpu")
-
-
-def test_a_volume_is_tried(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
-    volume = write_image(tmp_path / "v.zarr", make_pixels((2, 200, 300)))
-    before = snapshot(volume)
-    outcome = cli("bench", volume, tiny_model, "--engine", "onnxruntime-cpu", "--seconds", "12", "--json")
-    assert outcome.code == 0, outcome.err
-    facts = json.loads(outcome.out)["volume"]
+def test_a_volume_is_tried(told: Benched) -> None:
+    facts = json.loads(told.outcome.out)["volume"]
     assert facts["pixels"] == 2 * 200 * 300
     (estimate,) = facts["engines"]
     assert estimate["engine"] == "onnxruntime-cpu"
@@ -146,21 +244,21 @@ def test_a_volume_is_tried(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     assert (tried["blocks"], tried["empty_blocks"], tried["pixels"]) == (1, 0, 200 * 300)
     assert tried["pixels_per_second"] > 0
     assert tried["engine_pixels_per_second"] > 0
-    assert snapshot(volume) == before
-    assert {path.name for path in tmp_path.iterdir()} == {"home", "v.zarr"}
+    assert snapshot(told.folder) == told.before
 
 
-def test_a_volume_is_shown(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
-    volume = write_image(tmp_path / "v.zarr", make_pixels((2, 200, 300)))
-    outcome = cli("bench", tiny_model, volume, "--engine", "openvino", "--seconds", "12", "--no-keep")
-    shown = rows(outcome.out)
-    assert shown["volume"] == "v.zarr: 0.1 Mpx in 2 blocks"
-    assert re.search(r"^ +openvino, fp32: about .+ s, tiles of \d+ × \d+ px, [\d.]+ MB of memory$", outcome.out, re.M)
-    assert re.fullmatch(
-        r"1 block\(s\), 0\.1 Mpx from Zarr to Zarr: [\d.]+ Mpx/s; openvino alone: [\d.]+ Mpx/s", shown["tried"]
-    )
-    assert shown["use"].startswith(f"unet-deploy segment {volume} --model {tiny_model} --engine openvino")
-    assert shown["remembered"] == "nothing, as asked (--no-keep)"
+def test_a_model_that_is_chosen_anyway_is_not_named(
+    tiny_artifact: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = Trial(artifact=tiny_artifact, engine="openvino", costs=costs_of("openvino", {104: 1.0}))
+    advice = advice_of(tiny_artifact, 1e-6)
+    found = replace(found_of((trial,), (tiny_artifact,)), advices=(advice,), flags=("--engine", "openvino"))
+    for is_given, model in ((False, ""), (True, f" --model {tiny_artifact.source}")):
+        show(replace(found, is_given=is_given, keeping="not asked for"))
+        said = rows(capsys.readouterr().out)
+        assert said["use"] == f"unet-deploy segment VOLUME.zarr{model} --engine openvino"
+        assert said["remembered"] == "nothing, as asked (--no-keep)"
+    assert to_object(found)["volume"] is None
 
 
 def test_what_tells_too_little_is_not_remembered(tiny_artifact: Artifact) -> None:
@@ -182,6 +280,20 @@ def test_a_home_that_cannot_be_written_to_is_said(tiny_artifact: Artifact, home:
     assert keep_telling((told,), is_wanted=True, busy=0.0) == "not possible"
 
 
+def test_what_is_remembered_is_for_these_threads(tiny_artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+    for threads, whose in ((0, "segment and plan choose"), (4, "segment and plan with --threads 4 choose")):
+        costs = replace(costs_of("onnxruntime-cpu", {104: 1.0}), threads=threads)
+        trial = Trial(artifact=tiny_artifact, engine="onnxruntime-cpu", costs=costs)
+        show(found_of((trial,), (tiny_artifact,)))
+        assert rows(capsys.readouterr().out)["remembered"].startswith(f"{whose} by this from now on; ")
+
+
+def test_the_help_says_what_a_measurement_is_for(cli: Cli) -> None:
+    words = " ".join(cli("bench", "--help").out.split())
+    assert "segment and plan, with the same --threads, then choose engine and tile by it" in words
+    assert "What is found is for runs with the same --threads." in words
+
+
 def test_arguments_are_sorted() -> None:
     models = [Path("a.onnx"), Path("b.engine"), Path("membrane"), Path("model.pt"), Path("nuclie")]
     assert sort_paths([models[0], Path("v.zarr"), *models[1:]]) == (models, Path("v.zarr"))
@@ -199,13 +311,33 @@ def test_forgetting_is_all_that_is_done(cli: Cli, tiny_model: Path) -> None:
     assert "fix: unet-deploy bench --forget" in outcome.err
 
 
-def test_how_a_volume_is_read_is_part_of_the_command(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
-    volume = write_image(tmp_path / "v.zarr", make_pixels((2, 100, 90)))
-    flags = ("--level", "0", "--input-range", "0:255", "--engine", "onnxruntime-cpu", "--seconds", "1", "--no-keep")
-    outcome = cli("bench", volume, tiny_model, *flags)
-    assert outcome.code == 0, outcome.err
-    wanted = f"unet-deploy segment {volume} --model {tiny_model} --level 0 --input-range 0:255 --engine onnxruntime-cpu"
-    assert rows(outcome.out)["use"].startswith(wanted)
+def test_what_could_not_be_forgotten_is_said(cli: Cli, tiny_artifact: Artifact, home: Path) -> None:
+    """As in a folder that is read-only, or with files that another user's run has left there."""
+    for threads in range(8):
+        costs = replace(costs_of("onnxruntime-cpu", {104: 1.0}), threads=threads)
+        assert keep_costs(tiny_artifact, costs) is not None
+    (folder,) = home.rglob("costs")
+    files = sorted(folder.iterdir())
+    with failing("|".join(re.escape(file.name) for file in files[:6]), code=errno.EACCES, event="os.remove"):
+        outcome = cli("bench", "--forget")
+        assert count_costs().count == 6
+        again = cli("bench", "--forget", "--json")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err.splitlines() == [
+        "error[output-path]: forgot 2 measurement(s) of this machine, and could not forget 6",
+        *(f"  {file}: it cannot be deleted: Permission denied" for file in files[:5]),
+        "  and 1 more",
+        "  segment and plan go on choosing by those of them that they can read",
+        "  fix: make them, and the folder they are in, yours to read and write, then: unet-deploy bench --forget",
+    ]
+    assert again.code == 3
+    assert json.loads(again.out)["forgotten"] == 0
+    assert json.loads(again.out)["left"] == [f"{file}: it cannot be deleted: Permission denied" for file in files[:6]]
+    with failing("costs$", code=errno.EACCES, event="os.scandir"):
+        outcome = cli("bench", "--forget")
+    headline = "error[output-path]: forgot 0 measurement(s) of this machine, and could not forget an unknown number"
+    assert outcome.err.startswith(f"{headline}\n  {folder}: it cannot be looked into: Permission denied\n")
+    assert cli("bench", "--forget") == Outcome(0, "forgot 6 measurement(s) of this machine\n", "")
 
 
 def test_how_a_volume_is_read_is_refused_without_one(cli: Cli, tiny_model: Path) -> None:
@@ -222,18 +354,7 @@ def test_two_models_are_told_apart(tiny_artifact: Artifact, capsys: pytest.Captu
         Trial(artifact=artifact, engine="openvino", costs=costs_of("openvino", {104: seconds}))
         for artifact, seconds in ((one, 0.1), (other, 0.2))
     )
-    advices = tuple(
-        Advice(
-            artifact=artifact,
-            engine="openvino",
-            tile=(104, 104),
-            flags=(),
-            seconds_per_pixel=seconds,
-            own_seconds_per_pixel=seconds,
-            is_foretold=False,
-        )
-        for artifact, seconds in ((one, 1e-6), (other, 2e-6))
-    )
+    advices = (advice_of(one, 1e-6), advice_of(other, 2e-6))
     asked = frozenset({"a.onnx", "b.onnx"})
     show(replace(found_of(trials, (one, other)), advices=advices, asked=asked))
     shown = capsys.readouterr().out

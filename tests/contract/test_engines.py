@@ -353,7 +353,9 @@ def test_another_provider_than_the_one_asked_for_is_refused(
         def get_providers(self) -> list[str]:
             return ["AzureExecutionProvider", "CPUExecutionProvider"]
 
-    foreign = types.SimpleNamespace(SessionOptions=Options, InferenceSession=Session, __version__="9.9")
+    foreign = types.SimpleNamespace(
+        SessionOptions=Options, InferenceSession=Session, disable_telemetry_events=lambda: None, __version__="9.9"
+    )
     monkeypatch.setitem(sys.modules, "onnxruntime", foreign)
     with pytest.raises(
         DeviceError,

@@ -43,6 +43,7 @@ def make_site(
     up: dict[str, Any] | None = None,
     after: dict[str, Any] | None = None,
     shares: str | None = None,
+    c_up: int = C_UP,
     dtype: Any = np.float32,
 ) -> bytes:
     """Return a graph of one up-convolution, a concatenation and a convolution.
@@ -51,9 +52,9 @@ def make_site(
     output too.
     """
     tensors = {
-        "up.weight": draw(C_IN, C_UP, 2, 2),
-        "up.bias": draw(C_UP),
-        "after.weight": draw(C_OUT, C_UP + C_SKIP, 3, 3),
+        "up.weight": draw(C_IN, c_up, 2, 2),
+        "up.bias": draw(c_up),
+        "after.weight": draw(C_OUT, c_up + C_SKIP, 3, 3),
         "after.bias": draw(C_OUT),
     }
     of = {name: [f"{name}.weight", *([f"{name}.bias"] if has_biases else [])] for name in ("up", "after")}
@@ -149,6 +150,8 @@ def test_the_bundled_network() -> None:
         {"after": {"dilations": [2, 2]}},
         {"up": {"pads": [1, 1, 1, 1]}},
         {"up": {"output_padding": [1, 1]}},
+        {"up": {"output_shape": [8, 8]}},
+        {"up": {"auto_pad": "SAME_LOWER"}},
         {"shares": "joined"},
         {"shares": "raised"},
         {"dtype": np.float16},
@@ -158,6 +161,72 @@ def test_the_bundled_network() -> None:
 def test_what_is_built_otherwise_is_left_as_it_is(changed: dict[str, Any]) -> None:
     graph = make_site(**changed)
     assert fold_up_convolutions(graph) == graph
+
+
+def rename(graph: bytes, **names: str) -> bytes:
+    """Return a graph with other names of tensors."""
+    model = onnx.load_model_from_string(graph)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*model.graph.initializer, *model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("name", ["skip", "low", "up.weight", "after.bias", "raised"])
+def test_no_name_comes_to_stand_for_two_tensors(name: str) -> None:
+    graph = rename(make_site(), **{name: "folded.out.up"})
+    assert fold_up_convolutions(graph) == graph
+
+
+def test_two_places_may_share_their_weights() -> None:
+    graph = make_site()
+    model = onnx.load_model_from_string(graph)
+    other = onnx.load_model_from_string(rename(graph, raised="raised 2", joined="joined 2", out="out 2"))
+    model.graph.node.extend(other.graph.node)
+    model.graph.output.extend(other.graph.output)
+    folded = onnx.load_model_from_string(fold_up_convolutions(model.SerializeToString()))
+    onnx.checker.check_model(folded, full_check=True)
+    assert Counter(node.op_type for node in folded.graph.node) == {"ConvTranspose": 2, "Conv": 2, "Add": 2}
+    inputs = inputs_of((4, 3))
+    expected = evaluate(graph, **inputs)
+    for values in ReferenceEvaluator(folded).run(None, inputs):
+        np.testing.assert_allclose(values, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("tensor", ["up.weight", "up.bias", "after.weight", "after.bias"])
+def test_weights_that_a_node_makes_are_left_alone(tensor: str) -> None:
+    model = onnx.load_model_from_string(rename(make_site(), **{tensor: "made"}))
+    next(t for t in model.graph.initializer if t.name == "made").name = "kept"
+    model.graph.node.insert(0, helper.make_node("Identity", ["kept"], ["made"]))
+    onnx.checker.check_model(model)
+    graph = model.SerializeToString()
+    assert fold_up_convolutions(graph) == graph
+
+
+def test_a_map_joined_to_itself_is_left_alone() -> None:
+    model = onnx.load_model_from_string(make_site())
+    next(node for node in model.graph.node if node.op_type == "Concat").input[0] = "raised"
+    graph = model.SerializeToString()
+    assert fold_up_convolutions(graph) == graph
+
+
+@pytest.mark.parametrize(("c_up", "is_folded"), [(1, False), (2, True)])
+def test_what_would_take_more_operations_is_left_alone(c_up: int, *, is_folded: bool) -> None:
+    """It takes 4 · 5 · 2 multiplications a pixel instead of c_up · (5 + 9 · 2)."""
+    graph = make_site(c_up=c_up)
+    assert (fold_up_convolutions(graph) != graph) == is_folded
+
+
+def test_a_graph_that_would_not_fit_into_a_file_is_left_alone() -> None:
+    graph = make_site()
+    folded_weights = 4 * (C_IN * C_OUT * 4 * 4 + C_OUT * C_SKIP * 3 * 3 + C_OUT)
+    most = len(graph) + folded_weights
+    assert fold_up_convolutions(graph, max_bytes=most - 1) == graph
+    folded = fold_up_convolutions(graph, max_bytes=most)
+    assert operators(folded) == {"ConvTranspose": 1, "Conv": 1, "Add": 1}
 
 
 def test_another_software_s_networks_are_left_as_they_are() -> None:

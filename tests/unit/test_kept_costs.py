@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from tests.faults.failing_files import failing
 from unet_deploy.card import Network
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engine_costs import EngineCosts, TileSample
-from unet_deploy.runtime.kept_costs import count_costs, forget_costs, has_costs, keep_costs, read_costs
+from unet_deploy.runtime.kept_costs import Forgotten, count_costs, forget_costs, has_costs, keep_costs, read_costs
 from unet_deploy.runtime.machine import Gpu, Gpus
 
 SAMPLE = TileSample(tile_y=204, tile_x=300, batch=1, seconds=0.25, memory_bytes=10**6)
@@ -155,7 +158,8 @@ def test_where_nothing_can_be_kept(fake_artifact: Maker, tmp_path: Path, monkeyp
     assert read_costs(fake_artifact(), engine="onnxruntime-cpu") is None
     assert not has_costs()
     assert not has_costs(tmp_path / ("no such name" * 50))  # to look is an error already
-    assert (count_costs().count, count_costs().last, forget_costs()) == (0, None, 0)
+    assert (count_costs().count, count_costs().last, forget_costs()) == (0, None, Forgotten(count=0))
+    assert forget_costs(tmp_path / "file") == Forgotten(count=0)
 
 
 def test_two_processes_may_keep_at_once(fake_artifact: Maker, tmp_path: Path) -> None:
@@ -191,8 +195,8 @@ def test_a_gpu_is_known_by_its_name_and_driver(
     for device, ask in (("cuda:0", gpus()), ("cuda:2", gpus()), ("cuda:1", gpus(driver="1.0")), ("auto", no_gpus)):
         assert read(device, ask) is None
     assert count_costs(folder, ask=gpus()).count == 1
-    assert forget_costs(folder, ask=no_gpus) == 0
-    assert forget_costs(folder, ask=gpus()) == 1
+    assert forget_costs(folder, ask=no_gpus).count == 0
+    assert forget_costs(folder, ask=gpus()).count == 1
 
 
 def test_machines_do_not_mix(fake_artifact: Maker, tmp_path: Path) -> None:
@@ -206,7 +210,9 @@ def test_machines_do_not_mix(fake_artifact: Maker, tmp_path: Path) -> None:
     keep_costs(fake_artifact(base_width=2), make_costs(measured="2026-11-20"), folder=tmp_path)
     kept = count_costs(tmp_path)
     assert (kept.count, kept.last) == (2, "2026-11-21")
-    assert forget_costs(tmp_path) == 2
+    (tmp_path / "folder.json").mkdir()
+    assert forget_costs(tmp_path) == Forgotten(count=2)
+    (tmp_path / "folder.json").rmdir()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["another.json", "foreign.json"]
     assert count_costs(tmp_path).count == 0
 
@@ -216,7 +222,39 @@ def test_versions_that_were_measured_before_are_forgotten_too(fake_artifact: Mak
     assert path is not None
     edit(path, "key", "versions", "onnxruntime", value="0.1")
     assert count_costs(tmp_path).count == 1
-    assert forget_costs(tmp_path) == 1
+    assert forget_costs(tmp_path).count == 1
+
+
+def test_what_cannot_be_forgotten_is_told_with_the_reason(fake_artifact: Maker, tmp_path: Path) -> None:
+    kept = [keep_costs(fake_artifact(base_width=n), make_costs(), folder=tmp_path) for n in (1, 2, 3)]
+    first, second, third = (path for path in kept if path is not None)
+    with (
+        failing(re.escape(first.name), code=errno.EACCES, event="os.remove"),
+        failing(re.escape(second.name), code=errno.EACCES),
+    ):
+        forgotten = forget_costs(tmp_path)
+    assert forgotten.count == 1
+    assert dict(forgotten.left) == {
+        first: "it cannot be deleted: Permission denied",
+        second: "it cannot be read, and may be of this machine: Permission denied",
+    }
+    assert first.exists()
+    assert second.exists()
+    assert not third.exists()
+    with failing("", code=errno.EACCES, event="os.scandir"):
+        assert forget_costs(tmp_path).left == ((tmp_path, "it cannot be looked into: Permission denied"),)
+        assert count_costs(tmp_path).count == 0
+    assert forget_costs(tmp_path) == Forgotten(count=2)
+
+
+def test_what_another_process_forgets_is_forgotten(fake_artifact: Maker, tmp_path: Path) -> None:
+    """It may be gone when it is to be read, or when it is to be deleted."""
+    path = keep_costs(fake_artifact(), make_costs(), folder=tmp_path)
+    assert path is not None
+    with failing(re.escape(path.name), code=errno.ENOENT):
+        assert forget_costs(tmp_path) == Forgotten(count=0)
+    with failing(re.escape(path.name), code=errno.ENOENT, event="os.remove"):
+        assert forget_costs(tmp_path).left == ()
 
 
 def test_the_key_names_what_counts(fake_artifact: Maker, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from multiprocessing import spawn
@@ -10,13 +11,19 @@ from typing import Any
 
 import pytest
 
-from tests.failing_engines import failing
+from tests.failing_engines import HELD_BYTES, failing, holding
+from tests.golden.artifact_v1.make import HERE
 from unet_deploy.errors import DeviceError, DeviceMemoryError, TileNotLegalError, UnetDeployError
 from unet_deploy.runtime._measuring_child import held_bytes, peak_bytes
-from unet_deploy.runtime.artifact import Artifact
+from unet_deploy.runtime.artifact import load_artifact
 from unet_deploy.runtime.measuring import EngineProbe, measure_engine
 
+MODEL = HERE / "tiny.onnx"
+"""Made before: to train and export one takes longer than all of these tests."""
 SMALL, LARGE = (52, 52), (60, 76)
+needs_onnxruntime = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime") is None, reason="the extra 'cpu' is not installed"
+)
 needs_sigkill = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to be killed by")
 
 SCRIPT = """
@@ -35,9 +42,10 @@ def tests_in_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
-def test_tiles_are_measured_in_growing_size(tiny_artifact: Artifact) -> None:
-    tiles = [(204, 300), SMALL, (204, 300)]
-    costs = measure_engine(tiny_artifact, engine="onnxruntime-cpu", device="cpu", threads=1, tiles=tiles, batch=2)
+@needs_onnxruntime
+def test_tiles_are_measured_in_growing_size() -> None:
+    artifact, tiles = load_artifact(MODEL), [(204, 300), SMALL, (204, 300)]
+    costs = measure_engine(artifact, engine="onnxruntime-cpu", device="cpu", threads=1, tiles=tiles, batch=2)
     assert [(s.tile_y, s.tile_x, s.batch) for s in costs.samples] == [(*SMALL, 2), (204, 300, 2)]
     assert (costs.engine, costs.device, costs.precision, costs.threads) == ("onnxruntime-cpu", "cpu", "fp32", 1)
     assert list(costs.versions) == ["onnxruntime"]
@@ -47,20 +55,27 @@ def test_tiles_are_measured_in_growing_size(tiny_artifact: Artifact) -> None:
         assert 10**6 < small.memory_bytes <= large.memory_bytes < 10**9
 
 
-def test_a_script_without_a_guard_will_do(tiny_model: Path, tmp_path: Path) -> None:
+@needs_onnxruntime
+def test_a_script_without_a_guard_will_do(tmp_path: Path) -> None:
     """Where a process is spawned by multiprocessing, such a script begins anew in it."""
-    for arguments, text in (((str(tmp_path / "script.py"),), None), (("-",), SCRIPT)):
-        (tmp_path / "script.py").write_text(SCRIPT)
-        done = subprocess.run(
-            [sys.executable, *arguments, str(tiny_model)],
-            input=text,
-            capture_output=True,
+    (tmp_path / "script.py").write_text(SCRIPT)
+    programs = [
+        subprocess.Popen(
+            [sys.executable, what, str(MODEL)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
-            check=False,
-            timeout=60,
         )
-        assert (done.stdout, done.stderr) == ("once\n1\n", "")
+        for what in ("script.py", "-")
+    ]
+    try:
+        said = [one.communicate(text, timeout=60) for one, text in zip(programs, ("", SCRIPT), strict=True)]
+    finally:
+        for one in programs:
+            one.kill()
+    assert said == [("once\n1\n", "")] * 2
 
 
 def test_what_does_not_fit_into_the_time_is_left_out(fake_artifact: Any) -> None:
@@ -99,9 +114,9 @@ def test_what_was_measured_before_the_end_is_kept(how: str, fake_artifact: Any) 
             "a smaller tile (--tile) or batch (--batch), or another device (--device cpu)",
         ),
         (
-            "hangs",
+            "hangs when opened",
             DeviceError,
-            r"^fake did not answer in time on a tile of 52 x 52 px, and was stopped\n",
+            r"^fake did not answer in time when it was opened, and was stopped\n",
             "give it more time (--seconds), or measure smaller tiles",
         ),
         ("no driver", DeviceError, r"^the driver is too old\n  driver 1.0, 2.0 was expected\n", "update it"),
@@ -116,10 +131,40 @@ def test_nothing_at_all_is_an_error(
             engine="fake",
             tiles=[SMALL],
             seconds_limit=1.0,
-            patience_s=3.0 if how == "hangs" else 30.0,
+            patience_s=0.2 if how == "hangs when opened" else 30.0,
             engine_factory=failing(how, is_at_once=True),
         )
     assert caught.value.fix == fix
+
+
+def test_a_tile_that_takes_for_ever_is_stopped(fake_artifact: Any) -> None:
+    with EngineProbe(
+        fake_artifact(), engine="fake", largest=SMALL, engine_factory=failing("hangs", is_at_once=True)
+    ) as probe:
+        probe.patience_s = 0.1  # now that it is open, however busy the machine is
+        with pytest.raises(
+            DeviceError, match=r"^fake did not answer in time on a tile of 52 x 52 px, and was stopped\n"
+        ) as caught:
+            probe.measure(SMALL, seconds=0.1)
+    assert caught.value.fix == "give it more time (--seconds), or measure smaller tiles"
+
+
+def test_each_tile_on_a_cpu_has_an_engine_of_its_own(fake_artifact: Any, tmp_path: Path) -> None:
+    """Or the memory of a tile would be that of all before it as well."""
+    log, tiles = tmp_path / "log", [SMALL, LARGE, (76, 76)]
+    costs = measure_engine(fake_artifact(), engine="fake", tiles=tiles, engine_factory=holding(log))
+    assert log.read_text() == "opened\n" * len(tiles)
+    if peak_bytes():
+        for sample in costs.samples:
+            assert HELD_BYTES < sample.memory_bytes < 1.5 * HELD_BYTES
+
+
+def test_one_engine_on_a_gpu_has_all_tiles(fake_artifact: Any, tmp_path: Path) -> None:
+    """TensorRT may build for minutes when it is opened."""
+    log, factory = tmp_path / "log", holding(tmp_path / "log", device="cuda:0")
+    costs = measure_engine(fake_artifact(), engine="fake", tiles=[SMALL, LARGE], engine_factory=factory)
+    assert log.read_text() == "opened\n"
+    assert [sample.memory_bytes for sample in costs.samples] == [0, 0]
 
 
 def test_a_tile_that_is_none_is_refused(fake_artifact: Any) -> None:
@@ -147,21 +192,16 @@ def test_a_program_that_holds_python_is_not_started_again(
     assert "multiprocessing.set_executable" in caught.value.fix
 
 
-def test_what_others_say_at_the_start_is_no_answer(
+def test_neither_the_current_folder_nor_a_greeting_matters(
     fake_artifact: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "site").mkdir()
+    """What is said at the start is no answer, and no module that lies beside the data is run."""
+    for folder in ("site", "data"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text("print('welcome')\nprint(1)\n")
+    (tmp_path / "data" / "json.py").write_text("raise SystemExit('of a folder of data')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    costs = measure_engine(fake_artifact(), engine="fake", tiles=[SMALL], engine_factory=failing("never"))
-    assert len(costs.samples) == 1
-
-
-def test_nothing_of_the_current_folder_is_run(
-    fake_artifact: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "json.py").write_text("raise SystemExit('of a folder of data')\n")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / "data")
     costs = measure_engine(fake_artifact(), engine="fake", tiles=[SMALL], engine_factory=failing("never"))
     assert len(costs.samples) == 1
 

@@ -130,10 +130,16 @@ def test_engines_take_turns(tiny_products: dict[str, Path]) -> None:
 @needs_both
 def test_what_there_is_no_time_or_memory_for_is_left_out(tiny_artifact: Artifact) -> None:
     small = Memory(total_bytes=2**30, available_bytes=2**10, limit_bytes=None)
-    for memory, why in ((PLENTY, "time"), (small, "memory")):
+    for engine, memory, why in ((None, PLENTY, "time"), ("onnxruntime-cpu", small, "memory")):
         trials = run_trials(
-            [tiny_artifact], device="cpu", cores=CORES, seconds=0 if why == "time" else 9, memory=memory
+            [tiny_artifact],
+            device="cpu",
+            engine=engine,
+            cores=CORES,
+            seconds=0 if why == "time" else 9,
+            memory=memory,
         )
+        assert len(trials) == (2 if engine is None else 1)
         for trial in trials:
             assert trial.costs is not None
             assert len(trial.costs.samples) == 1

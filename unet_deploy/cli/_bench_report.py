@@ -295,8 +295,10 @@ def _caution(artifact: Artifact, first: Artifact) -> str:
 
 
 def _remembered(found: Found) -> Rows:
+    threads = {trial.costs.threads for trial in found.trials if trial.costs is not None} - {0}
+    whose = "".join(f" with --threads {n}" for n in threads)
     words = {
-        "kept": "segment and plan choose by this from now on; unet-deploy bench --forget undoes it",
+        "kept": f"segment and plan{whose} choose by this from now on; unet-deploy bench --forget undoes it",
         "in part": "what ran tiles large enough to choose by; more --seconds for the rest",
         "too little": "nothing: there was time for small tiles only, which are no base to choose by; more --seconds",
         "too busy": "nothing, since the machine is busy; --keep remembers it all the same",

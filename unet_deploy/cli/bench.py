@@ -14,7 +14,7 @@ import typer
 from unet_deploy.cli import _bench_report as report
 from unet_deploy.cli import _options as flags
 from unet_deploy.cli._report import show_json
-from unet_deploy.errors import DeviceError, UsageError
+from unet_deploy.errors import DeviceError, OutputPathError, UsageError
 
 if TYPE_CHECKING:
     from unet_deploy.runtime.artifact import Artifact
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SECONDS = 60
 MODEL_SUFFIXES = (".onnx", ".engine", ".pt", ".pth")
 """Checkpoints among them: that they are none is said with what to do."""
+MOST_NAMED = 5
+"""Of the files that could not be forgotten."""
 VOLUME_SHARE = 0.3
 """Of the time, what is left for a volume."""
 
@@ -43,7 +45,14 @@ def bench(
     input_range: flags.InputRangeOption = None,
     device: flags.DeviceOption = "auto",
     engine: flags.EngineOption = None,
-    threads: flags.ThreadsOption = 0,
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads",
+            min=0,
+            help="CPU threads of the network; 0: one a core. What is found is for runs with the same --threads.",
+        ),
+    ] = 0,
     seconds: Annotated[
         float,
         typer.Option(
@@ -66,8 +75,8 @@ def bench(
 ) -> None:
     """Measure engines, precisions and tiles on this machine, and say which flags segment is fastest with.
 
-    What was measured is remembered: segment and plan then choose engine and tile by it. With a volume it says how long
-    that will take, and segments a few blocks of it into a temporary folder.
+    What was measured is remembered: segment and plan, with the same --threads, then choose engine and tile by it. With
+    a volume it says how long that will take, and segments a few blocks of it into a temporary folder.
     """
     from unet_deploy.cli._bench_volume import try_volume
     from unet_deploy.runtime.advice import advise
@@ -238,6 +247,15 @@ def _load(given: list[Path], *, trust_engine: bool) -> tuple[frozenset[str], lis
 
 
 def _forget(paths: list[Path], *, as_json: bool) -> None:
+    """Forget what is remembered of this machine, and tell what became of it.
+
+    Raises
+    ------
+    UsageError
+        If models or volumes were named.
+    OutputPathError
+        If not all could be forgotten; what could be is.
+    """
     from unet_deploy.runtime.kept_costs import forget_costs
 
     if paths:
@@ -246,10 +264,22 @@ def _forget(paths: list[Path], *, as_json: bool) -> None:
             "it forgets all that is remembered of this machine, of whatever network",
             fix="unet-deploy bench --forget",
         )
-    count = forget_costs()
+    forgotten = forget_costs()
+    count, left = forgotten.count, [f"{path}: {reason}" for path, reason in forgotten.left]
     if as_json:
-        show_json({"forgotten": count})
-    else:
+        show_json({"forgotten": count, "left": left})
+    if left:
+        is_each_known = all(path.suffix == ".json" for path, _ in forgotten.left)  # or the folder stands for its files
+        number = str(len(left)) if is_each_known else "an unknown number"
+        more = [f"and {len(left) - MOST_NAMED} more"] if len(left) > MOST_NAMED else []
+        raise OutputPathError(
+            f"forgot {count} measurement(s) of this machine, and could not forget {number}",
+            *left[:MOST_NAMED],
+            *more,
+            "segment and plan go on choosing by those of them that they can read",
+            fix="make them, and the folder they are in, yours to read and write, then: unet-deploy bench --forget",
+        )
+    if not as_json:
         typer.echo(
             f"forgot {count} measurement(s) of this machine" if count else "nothing was remembered of this machine"
         )
