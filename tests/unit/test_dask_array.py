@@ -26,6 +26,7 @@ from unet_deploy.errors import (
 from unet_deploy.runtime import segment, segment_array
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines.fake import FakeEngine
+from unet_deploy.runtime.plan import Extents, plan_segmentation
 
 ArtifactFactory = Callable[..., Artifact]
 EXTENTS = {"t": 2, "c": 3, "z": 5, "y": 50, "x": 67}
@@ -205,9 +206,15 @@ def test_chunks_are_the_planned_blocks(fake_artifact: ArtifactFactory, must_not_
     lazy = dask.array.zeros((130, 5000, 300), chunks=(64, 256, 256), dtype="uint8")
     array = segment_array(lazy, model=fake_artifact(), engine_factory=must_not_run)
     assert array.shape == lazy.shape
+    plan = plan_segmentation(
+        fake_artifact().card.network, Extents(t=1, z=130, y=5000, x=300), source_chunk=(64, 256, 256)
+    )
+    assert [sizes[0] for sizes in array.chunks] == [
+        min(b, n) for b, n in zip(plan.block_shape, lazy.shape, strict=True)
+    ]
+    assert [len(sizes) for sizes in array.chunks] == [*plan.block_counts[1:]]
     assert array.chunks[0] == (64, 64, 2)
-    assert all(size % 4 == 0 for size in array.chunks[1][:-1])
-    assert array.chunks[2] == (300,)
+    assert all(size % 4 == 0 for sizes in array.chunks[1:] for size in sizes[:-1])
     probabilities = segment_array(
         lazy, model=fake_artifact(classes=4), engine_factory=must_not_run, kind="probabilities"
     )

@@ -87,6 +87,7 @@ class FakeOnnxruntime:
         self.values: list[FakeValue] = []
         self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self.make_value)
         self.severity = 2
+        self.disable_telemetry_events = lambda: None
         self.graphs: list[str | None] = []
         self.at_run: Callable[[int], object] = lambda run: None
         self.before_fetch: Callable[[], object] = lambda: None
