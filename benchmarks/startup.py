@@ -112,7 +112,7 @@ def main() -> None:
                     marked[engine].append(_since_start(json.loads(said), began, wall, cpu))
     rows = {name: summarise(pairs) for name, pairs in whole.items()}
     save(
-        "startup",
+        "startup" if options.model is None else f"startup-{options.model.stem}",
         {
             "what": "seconds from the start of a process, median and least of alternating runs; CPU of all its threads",
             "command": " ".join(["python benchmarks/startup.py", *sys.argv[1:]]),
