@@ -2,8 +2,8 @@
 
 1. The graph is read from the artifact's bytes, never from a path.
 2. OpenVINO is fastest on fixed shapes: each batch shape that comes is compiled, and the last two are kept.
-3. Up-convolutions are folded into the convolutions after them (`engines.folded_graph`), where they are in float32: 8 to
-   10 % faster here, and less memory.
+3. Up-convolutions are folded into the convolutions after them (`engines.folded_graph`), where they are in float32: 6 to
+   15 % faster (benchmarks/folding.py), and less memory.
 4. On a CPU with bfloat16 its own default is to compute in that (0.05 off on logits of 6, measured): float32 is asked
    for, and the setting is read back.
 """
