@@ -253,15 +253,20 @@ def segment_window(
             if not left:
                 return replace(result, n_answered=result.n_tiles)
             runner = choose()
-            with runner.reserved():
-                if engine.ladder.settle(planned) != rung:  # memory ran out meanwhile
-                    continue
+        except MemoryError as error:
+            engine.ladder.step_down(planned, rung, engine.geometry, error)
+            continue
+        with runner.reserved():
+            if engine.ladder.settle(planned) != rung:  # memory ran out meanwhile
+                continue
+            try:
                 left = answer(left, runner=runner)
                 for work in runner.run(_group(left, rung.batch, is_whole=len(left) == result.n_tiles)):
                     raise _not_finite(window, block, work.z)
-            return replace(result, n_answered=result.n_tiles - len(left))
-        except MemoryError as error:
-            engine.ladder.step_down(planned, rung, engine.geometry, error)
+            except MemoryError as error:  # before another block has the engine
+                engine.ladder.step_down(planned, rung, engine.geometry, error)
+                continue
+        return replace(result, n_answered=result.n_tiles - len(left))
 
 
 def _lay_out(

@@ -199,7 +199,11 @@ def test_the_ladder_is_climbed_once_in_a_run(
     rungs = [(rung.batch, rung.tile_y, rung.tile_x) for rung in result.rungs]
     assert rungs == [(4, 140, 124), (2, 140, 124), (1, 140, 124), (1, 92, 84), (1, 68, 64)]
     (engine,) = made
-    assert len(engine.refused) == len(rungs) - 1  # by the first block; the others began where it ended
+    tries = len(engine.refused)
+    if takes_bytes:  # the other of two blocks may stand in line with the rung that fails, and is refused once as well
+        assert len(rungs) - 1 <= tries <= 2 * (len(rungs) - 1)
+    else:
+        assert tries == len(rungs) - 1  # by the first block; the others began where it ended
     warned = [record.getMessage() for record in caplog.records if "memory ran out" in record.getMessage()]
     assert len(warned) == len(rungs) - 1
     assert warned[0] == (
