@@ -53,9 +53,8 @@ HOMES: dict[str, tuple[tuple[str, ...], str]] = {
             "unet_deploy.runtime.artifact",
             "unet_deploy.runtime.composition",
             f"{ENGINES}.tensorrt_graph",  # finds what TensorRT would read wrongly
-            f"{ENGINES}.folded_graph",
         ),
-        "writes a graph; reads one at one seam; composes or folds one for an engine",
+        "writes a graph; reads one at one seam; composes one for an engine",
     ),
     "google": (("unet_deploy.runtime.artifact",), "protobuf's own exception is what onnx raises for a damaged file"),
     "onnxruntime": (
