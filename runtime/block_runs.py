@@ -167,7 +167,9 @@ def run_pyramid(
     done = 0
     for level, numbers in pieces.items():
         function = downsample_region if timeline is None else _downsample_recorded
-        with closing(run_tasks(client, function, (spec, level), numbers)) as pieces_made:
+        is_one = len(numbers) == 1  # to send that out takes longer than to make it
+        one_here = (function(spec, level, number) for number in numbers)
+        with closing(one_here if is_one else run_tasks(client, function, (spec, level), numbers)) as pieces_made:
             for recorded in pieces_made:
                 done += 1
                 if timeline is not None:

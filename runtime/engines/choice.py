@@ -50,7 +50,12 @@ def _onnxruntime_cpu(artifact: Artifact, options: EngineOptions) -> Engine:
 def _openvino(artifact: Artifact, options: EngineOptions) -> Engine:
     from unet_deploy.runtime.engines.openvino import OpenvinoEngine
 
-    return OpenvinoEngine(artifact.data, precision=artifact.card.precision, threads=options.threads)
+    return OpenvinoEngine(
+        artifact.data,
+        precision=artifact.card.precision,
+        threads=options.threads,
+        batch_shape=options.batch_shape,
+    )
 
 
 def _onnxruntime_cuda(artifact: Artifact, options: EngineOptions) -> Engine:

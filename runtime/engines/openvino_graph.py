@@ -60,7 +60,7 @@ def fold_up_convolutions(model: Any) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Convolution:
-    """A convolution or up-convolution: the last of its nodes, which adds the bias if there is one; what it is made of."""
+    """A convolution or up-convolution; `end` is its last node, which adds the bias if there is one."""
 
     node: _Node
     end: _Node
@@ -143,7 +143,7 @@ def _is_same(one: _Node, other: _Node) -> bool:
 
 
 def _is_constant(node: _Node) -> bool:
-    return node.get_type_name() == "Constant" and node.get_element_type().get_type_name() == "f32"
+    return bool(node.get_type_name() == "Constant" and node.get_element_type().get_type_name() == "f32")
 
 
 def _is_less(up: Sequence[int], after: Sequence[int]) -> bool:
@@ -159,7 +159,9 @@ def _fold(site: _Site) -> None:
     up, after = site.up.weights.data, site.after.weights.data
     n_up = up.shape[1]
     of_up, of_skip = (after[:, -n_up:], after[:, :-n_up]) if site.up_at else (after[:, :n_up], after[:, n_up:])
-    bias = of_up.sum(axis=(2, 3), dtype=np.float64) @ np.broadcast_to(site.up.read_bias(), n_up) + site.after.read_bias()
+    bias = (
+        of_up.sum(axis=(2, 3), dtype=np.float64) @ np.broadcast_to(site.up.read_bias(), n_up) + site.after.read_bias()
+    )
     joined = site.join.input_value(1 - site.up_at)
     skip = opset8.convolution(joined, _constant(of_skip), [1, 1], [0, 0], [0, 0], [1, 1])
     # The pads cut the border away, whose pixels a valid convolution does not give.

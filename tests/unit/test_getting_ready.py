@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,37 @@ def test_openvino_compiles_a_shape_once_and_computes_the_same() -> None:
         assert (inner.shapes == compiled) == gets_ready
         engine.close()
     np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="the extra 'openvino' is not installed")
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_openvino_compiles_the_shape_foretold_while_it_is_checked(
+    monkeypatch: pytest.MonkeyPatch, *, is_broken: bool
+) -> None:
+    """In a thread, once; where that fails, the first batch of the shape compiles it and says what fails then."""
+    from unet_deploy.runtime.engines import openvino
+
+    compiled: list[tuple[tuple[int, ...], str]] = []
+    compile_as_ever = openvino._compile
+
+    def compile_noted(core: Any, model: Any, shape: tuple[int, ...]) -> Any:
+        thread = threading.current_thread().name.split("_")[0]
+        compiled.append((tuple(shape), thread))
+        if is_broken and thread == "compile":
+            raise MemoryError
+        return compile_as_ever(core, model, shape)
+
+    monkeypatch.setattr(openvino, "_compile", compile_noted)
+    artifact = load_artifact(TINY)
+    side = artifact.card.geometry.tile_side(4 * artifact.card.geometry.divisor)
+    batch = np.zeros((1, artifact.card.network.in_channels, side, side), np.float32)
+    inner = openvino.OpenvinoEngine(artifact.data, precision="fp32", threads=1, batch_shape=batch.shape)
+    with closing(CheckedEngine(inner, artifact.card).open()) as engine:
+        for _ in range(2):
+            engine.infer(batch)
+    again = [(batch.shape, "MainThread")] if is_broken else []
+    assert [one for one in compiled if one[0] == batch.shape] == [(batch.shape, "compile"), *again]
+    assert inner.shapes == ()
 
 
 def test_dask_is_there_when_the_import_beside_ends(tmp_path: Path) -> None:
