@@ -29,7 +29,7 @@ MOSAIC, CHUNK = 4096, 1024
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sides", type=int, nargs="+", default=[4096, 16384])
-    parser.add_argument("--tile", default="1212")
+    parser.add_argument("--tile", help="planned if left out; for the bundled network, 1212")
     parser.add_argument("--model")
     parser.add_argument("--sparse", action="store_true")
     parser.add_argument("--write", nargs="+", default=["labels", "probabilities"])
@@ -75,7 +75,8 @@ def measure(volume: Path, side: int, options: argparse.Namespace) -> dict[str, A
     command += (
         [] if options.model is None else ["--model", str(Path(options.model).absolute()), "--input-range", "0:255"]
     )
-    command += [] if options.model is not None else ["--tile", options.tile]
+    tile = options.tile or (None if options.model else "1212")
+    command += ["--tile", tile] if tile else []
     for kind in options.write:
         command += ["--write", kind]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=volume.parent)

@@ -3,9 +3,7 @@
     python benchmarks/peers_run.py '{"contender": "whole image", "volume": …}'
 
 1. Imports, on a clock of their own.
-2. Another process touches memory and ends. A virtual machine may give back to its host what is free for two seconds
-   (free page reporting), and each page taken again then costs several times as much: without this, contenders would
-   pay for how long ago the one before them ended.
+2. Memory is touched (`common.touch_memory`), or contenders would pay for how long ago the one before them ended.
 3. The clock and the CPU's start; the contender opens the volume, computes, and has written its labels when they stop.
 4. The process's peak memory, imports included, is what the system counted.
 """
@@ -14,16 +12,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-
-TOUCHED_BYTES = 2 * 2**30
-"""More than any contender takes but the whole image in one pass."""
 
 
 def main() -> None:
@@ -35,8 +28,10 @@ def main() -> None:
     contender = (CONTENDERS | REFERENCES)[order.pop("contender")]
     job = Job(**order)
     import_all(contender, engine=job.engine)
+    from common import touch_memory
+
     imported_s, imports_bytes = time.perf_counter() - started, peak_bytes()
-    subprocess.run([sys.executable, "-c", f"b'1' * {TOUCHED_BYTES}"], check=True)
+    touch_memory()
     began, cpu = time.perf_counter(), _cpu_seconds()
     labels = contender.run(job, **contender.settings) or job.output
     done = time.perf_counter()

@@ -42,7 +42,8 @@ PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 LEAST_CORE = 448
 """Smaller ones are for want of memory only: fewer of them are looked at, and none in larger blocks."""
 TOUCHED_BYTES_PER_S = 2e9
-"""What an engine holds is paid for when it is first touched: 0.3 to 1.6 s a gigabyte measured, on a virtual machine."""
+"""What an engine holds is paid for when it is first touched: 0.5 s a gigabyte; in a virtual machine 3.4 s (measured) of
+what it had given back to its host."""
 TILE_SECONDS = 1e-3
 """What a tile takes beside the engine; more than a tiny network's own time."""
 WORTH_SAYING = 0.02
