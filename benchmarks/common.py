@@ -61,6 +61,8 @@ def save(name: str, result: dict[str, Any]) -> None:
     """Print a result and write it to benchmarks/results; one that does not name its data is of `read_slices`."""
     slices = "ISBI 2012 test slices" if ISBI_TEST.is_dir() else "procedural sample"
     result = {"data": slices, **result}
+    for key in {"command", "network"} & result.keys():  # folders are this machine's own
+        result[key] = " ".join(Path(word).name if Path(word).is_absolute() else word for word in result[key].split(" "))
     text = json.dumps({**result, "machine": describe_machine()}, indent=2)
     print(text)
     (ROOT / "benchmarks" / "results" / f"{name}.json").write_text(text + "\n", encoding="utf-8")

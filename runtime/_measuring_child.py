@@ -61,10 +61,10 @@ def _take_stdout() -> IO[str]:
 
 def _measure(request: EngineRequest, wanted: Iterable[Any]) -> Iterator[dict[str, Any]]:
     channels = request.artifact.card.network.in_channels
-    idle = held_bytes()
+    idle, start = held_bytes(), time.perf_counter()
     engine = get_engine(request)
     description = engine.describe()
-    yield {"opened": asdict(description)}
+    yield {"opened": asdict(description), "seconds": time.perf_counter() - start}
     for number, item in enumerate(wanted):
         if number and description.device == "cpu":
             del engine

@@ -34,6 +34,7 @@ from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.cost import tile_flops
 from unet_deploy.runtime.engine_costs import EngineCosts, TileSample
 from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest
+from unet_deploy.runtime.engines.choice import ENGINES
 
 PATIENCE_S = 60.0
 """What opening an engine, or a tile beyond the time it was given, may take before the process is stopped."""
@@ -88,17 +89,20 @@ class EngineProbe:
         self._words, self._process = _start(_find_python(engine), engine)
         self.samples: list[TileSample] = []
         try:
+            is_of_cpu = any(kind.name == engine and kind.device == "cpu" for kind in ENGINES)  # opened for each tile
             request = EngineRequest(
                 artifact=artifact,
                 device=device,
                 engine=engine,
                 threads=threads,
-                batch_shape=(batch, artifact.card.network.in_channels, *largest),
+                batch_shape=None if is_of_cpu else (batch, artifact.card.network.in_channels, *largest),
                 factory=engine_factory,
             )
             where = json.dumps([*map(str, sys.path)]).encode() + b"\n"
             asked = where + pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL)
-            self._opened: dict[str, Any] = self._ask(asked, 0.0, when="when it was opened")["opened"]
+            answer = self._ask(asked, 0.0, when="when it was opened")
+            self._opened: dict[str, Any] = answer["opened"]
+            self._again_s: float = answer["seconds"] if self._opened["device"] == "cpu" else 0.0
         except BaseException:
             self.close()
             raise
@@ -120,7 +124,7 @@ class EngineProbe:
             return 0.0
         last, network = self.samples[-1], self._artifact.card.network
         seconds = last.seconds * tile_flops(network, *tile) / tile_flops(network, last.tile_y, last.tile_x)
-        return (2 if seconds > SLOW_SECONDS else WARM_UP + 1) * seconds
+        return self._again_s + (2 if seconds > SLOW_SECONDS else WARM_UP + 1) * seconds
 
     def measure(self, tile: tuple[int, int], *, seconds: float) -> TileSample:
         """Return seconds and memory of a tile, no smaller than the last one; `seconds` are what it should take."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import subprocess
 import sys
 from multiprocessing import spawn
@@ -243,6 +244,30 @@ def test_a_closed_probe_leaves_no_process(fake_artifact: Any) -> None:
     probe.close()
     probe.close()
     assert probe.is_closed
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "is_opened_for_each"), [("openvino", "cpu", True), ("tensorrt", "cuda", False)]
+)
+def test_an_engine_of_the_cpu_is_opened_for_each_tile_alone(
+    fake_artifact: Any, monkeypatch: pytest.MonkeyPatch, *, engine: str, device: str, is_opened_for_each: bool
+) -> None:
+    """Opened for the largest, it would hold that one too, whatever it runs."""
+    asked: list[bytes] = []
+
+    def answer(_: EngineProbe, data: bytes, *__: Any, **___: Any) -> dict[str, Any]:
+        asked.append(data)
+        if len(asked) > 1:
+            return {"seconds": 0.25, "memory_bytes": 1}
+        opened = {"engine": engine, "device": device, "precision": "fp32", "versions": {}}
+        return {"opened": opened, "seconds": 8.0}
+
+    monkeypatch.setattr(EngineProbe, "_ask", answer)
+    with EngineProbe(fake_artifact(), engine=engine, largest=LARGE) as probe:
+        probe.measure(SMALL, seconds=0.0)
+        request = pickle.loads(asked[0].partition(b"\n")[2])
+        assert request.batch_shape == (None if is_opened_for_each else (1, 1, *LARGE))
+        assert (probe.foretell(SMALL) > 8.0) == is_opened_for_each
 
 
 @pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="only these tell what a process holds now")
