@@ -6,7 +6,8 @@
 
 1. Input is a Zarr of ISBI slices, output a Zarr of labels, both in chunks of 1024². Each run is a process of its own.
    Its clock starts when all is imported, before the volume is opened, and stops when the labels are written; opening
-   the model is inside. Contenders take turns, so that a machine which slows down slows all; medians are compared.
+   the model is inside. Contenders take turns, so that a machine which slows down slows all; medians are compared. Just
+   before the clock, another process touches memory and ends, so that none pays for a pause (`common.touch_memory`).
 2. All have the same threads. `--engine` runs in whatever takes any engine: ours, a loop, the whole image, MONAI,
    patchly, tiler and dask. With OpenVINO the lines of `ALSO_ONNXRUNTIME` run through onnxruntime as well.
    bioimageio.core has onnxruntime of its own, with default options. Settings: peers_contenders.py, line by line.
