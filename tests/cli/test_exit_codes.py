@@ -169,13 +169,17 @@ def test_control_c_ends_a_run(tmp_path: Path, tiny_model: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to a whole console, pytest included")
 def test_control_c_ends_a_measurement(tmp_path: Path, tiny_model: Path) -> None:
     """Nothing goes on after it, so nothing is said of that."""
-    program = subprocess.Popen(
-        [sys.executable, "-m", "unet_deploy", "bench", tiny_model, "--engine", "onnxruntime-cpu"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
+    try:
+        program = subprocess.Popen(
+            [sys.executable, "-m", "unet_deploy", "bench", tiny_model, "--engine", "onnxruntime-cpu"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         assert program.stderr is not None
         assert program.stderr.readline() == "measuring: fp32 on onnxruntime-cpu (1 of 1)\n"
