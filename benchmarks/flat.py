@@ -6,7 +6,9 @@
     python benchmarks/flat.py --sides 2048 4096 --rounds 1
 
 Planes are those of `benchmarks/memory.py`: a mosaic, repeated by links, so 4 Gpx take the disk of 16 Mpx. The network
-is a tiny one, which leaves what everything around a network costs, and makes 4 Gpx a matter of minutes.
+is a tiny one, which leaves what everything around a network costs, and makes 4 Gpx a matter of minutes. The bundled one
+in int8 comes of ``python benchmarks/wide_network.py membrane.pt --factor 1`` and ``unet-deploy export membrane.pt
+--precision int8 --calibrate IMAGES -o membrane.int8.onnx``.
 
 1. Each round runs every side once; smaller ones several times, since they are over before a clock has settled. It also
    runs a plane of one chunk, whose time is that of start and end: what each run costs, however large.

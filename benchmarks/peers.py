@@ -17,7 +17,8 @@
 5. Who cannot be imported, fails, or would not fit into memory is a line with the reason, never left out in silence.
 
 The width of the paper: ``python benchmarks/wide_network.py wide.pt``, ``unet-deploy export wide.pt -o wide.onnx``, then
-``--model wide.onnx``. Networks, references and mosaics stay in `--keep FOLDER`; `--prepare` makes them and stops, so
+``--model wide.onnx``; with ``--precision int8 --calibrate IMAGES``, what `--int8` takes (``--factor 1`` for the bundled
+network's own width). Networks, references and mosaics stay in `--keep FOLDER`; `--prepare` makes them and stops, so
 that the machine needs to be quiet only for the rest. `--quick` is a rehearsal: 1024², one turn, printed and not kept.
 """
 

@@ -27,7 +27,7 @@ from unet_deploy.runtime.disk_space import check_space
 from unet_deploy.runtime.engine_costs import CAUTIOUS, EngineCosts
 from unet_deploy.runtime.engines import EngineDescription, candidates
 from unet_deploy.runtime.engines.base import Verdict
-from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, getting_ready, settle_engine
+from unet_deploy.runtime.engines.cache import EngineFactory, EngineRequest, drop_engine, settle_engine
 from unet_deploy.runtime.execute import ProgressCallback
 from unet_deploy.runtime.expected_costs import costs_of, engine_to_go_on_with, expect_costs, probe_if_long
 from unet_deploy.runtime.follow import Following, begin_following, require_followable, wait_for_volume
@@ -305,8 +305,6 @@ def segment(
             held.callback(drop_engine, request)
         _check_memory(ready.plan, is_wanted=check_free_space and is_here)  # another engine may have been expected
         spec = ready.output_spec(place.target, kinds, is_label_group=into_labels is not None)
-        if is_here:
-            held.enter_context(getting_ready(request))
         with span("connect"):
             client = held.enter_context(connect(scheduler, scheduler_file, threads=ready.plan.blocks_in_flight))
         run = Run(

@@ -7,15 +7,14 @@ request: workers then use the same engine or fail, so that no two blocks of one 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unet_deploy.runtime.artifact import Artifact
 from unet_deploy.runtime.engines import CheckedEngine, Engine, EngineDescription, open_engine
 from unet_deploy.runtime.engines.symmetries import SymmetricEngine, TileEngine
-from unet_deploy.runtime.timeline import carried, span
+from unet_deploy.runtime.timeline import span
 
 EngineFactory = Callable[[Artifact], Engine]
 MAX_ENGINES = 2
@@ -94,22 +93,6 @@ def settle_engine(request: EngineRequest) -> tuple[EngineRequest, EngineDescript
     description = get_engine(request).describe()
     name = request.engine if request.factory is not None else description.engine
     return replace(request, engine=name), description
-
-
-@contextmanager
-def getting_ready(request: EngineRequest) -> Iterator[None]:
-    """Let this process's engine prepare for the batches of a run in a thread, while other things are prepared here."""
-    engine, shape = _CACHE.get(request), request.batch_shape
-    if not engine.gets_ready or shape is None:
-        yield
-        return
-    with span("compile"):
-        thread = threading.Thread(target=carried(engine.get_ready), args=(shape,), name="engine")
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
 
 
 def drop_engine(request: EngineRequest) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -112,17 +112,6 @@ class CheckedEngine:
         assert logits.shape == shape, logits.shape
         assert logits.dtype == np.float32, logits.dtype
         return logits
-
-    @property
-    def gets_ready(self) -> bool:
-        """Whether the engine prepares something for each shape of a batch."""
-        return hasattr(self._engine, "get_ready")
-
-    def get_ready(self, shape: tuple[int, ...]) -> None:
-        """Prepare for batches (n, c, y, x), which else the first of them waits for; what fails then is said then."""
-        preparing: Any = self._engine
-        with self.reserved(), suppress(Exception):  # each engine has its own
-            preparing.get_ready(shape)
 
     def open_bytes(self, form: ByteForm) -> bool:
         """Get ready for raw batches; False if the engine does not take them. Cheap when asked again.

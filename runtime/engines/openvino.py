@@ -89,10 +89,6 @@ class OpenvinoEngine:
             self._early = beside.submit(carried(_compile, "compile"), core, model.clone(), self._batch_shape)
             beside.shutdown(wait=False)  # what was submitted is done all the same
 
-    def get_ready(self, shape: tuple[int, ...]) -> None:
-        """Compile the graph for batches of a shape, which else the first of them waits for."""
-        self._request(shape)
-
     def infer(self, batch: Batch) -> Batch:
         """Return the logits of a batch."""
         # The input is read in place; the output is copied out, since the request's own memory is used again.

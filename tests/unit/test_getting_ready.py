@@ -6,7 +6,6 @@ import importlib.util
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,75 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unet_deploy.runtime.artifact import Artifact, load_artifact
+from unet_deploy.runtime.artifact import load_artifact
 from unet_deploy.runtime.dask_client import imported_beside
 from unet_deploy.runtime.engines import CheckedEngine
-from unet_deploy.runtime.engines.cache import EngineRequest, drop_engine, getting_ready
-from unet_deploy.runtime.engines.fake import FakeEngine
 
-SHAPE = (1, 1, 60, 60)
 TINY = Path(__file__).resolve().parents[1] / "golden" / "artifact_v1" / "tiny.onnx"
 
 
-class PreparingEngine(FakeEngine):
-    """Notes which shapes it was to get ready for, and where."""
-
-    def __init__(self, artifact: Artifact, *, is_broken: bool = False) -> None:
-        super().__init__(artifact.card.unet)
-        self.is_broken = is_broken
-        self.ready: list[tuple[tuple[int, ...], str]] = []
-
-    def get_ready(self, shape: tuple[int, ...]) -> None:
-        self.ready.append((shape, threading.current_thread().name))
-        if self.is_broken:
-            raise RuntimeError("no memory for that shape")
-
-
-@pytest.fixture
-def request_for(fake_artifact: Any) -> Iterator[Callable[..., EngineRequest]]:
-    """A maker of requests for an engine that is given."""
-    made: list[EngineRequest] = []
-
-    def make(engine: FakeEngine, **settings: Any) -> EngineRequest:
-        made.append(EngineRequest(artifact=fake_artifact(), factory=lambda _: engine, **settings))
-        return made[-1]
-
-    yield make
-    for item in made:
-        drop_engine(item)
-
-
-@pytest.mark.parametrize("is_broken", [False, True])
-def test_the_engine_gets_ready_in_a_thread(
-    request_for: Callable[..., EngineRequest], fake_artifact: Any, *, is_broken: bool
-) -> None:
-    """What fails then fails again with the first batch, which says so."""
-    engine = PreparingEngine(fake_artifact(), is_broken=is_broken)
-    with getting_ready(request_for(engine, batch_shape=SHAPE)):
-        pass
-    assert engine.ready == [(SHAPE, "engine")]
-    assert "engine" not in {thread.name for thread in threading.enumerate()}
-
-
-def test_where_no_shape_is_known_nothing_is_done(request_for: Callable[..., EngineRequest], fake_artifact: Any) -> None:
-    engine = PreparingEngine(fake_artifact())
-    with getting_ready(request_for(engine)):
-        pass
-    assert engine.ready == []
-
-
-def test_an_engine_that_prepares_nothing_is_left_alone(
-    request_for: Callable[..., EngineRequest], fake_artifact: Any
-) -> None:
-    engine = FakeEngine(fake_artifact().card.unet)
-    before = threading.active_count()
-    with getting_ready(request_for(engine, batch_shape=SHAPE)):
-        assert threading.active_count() == before
-    assert engine.calls == 0
-
-
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="the extra 'openvino' is not installed")
-def test_openvino_compiles_a_shape_once_and_computes_the_same() -> None:
+def test_openvino_computes_the_same_whether_or_not_the_shape_was_foretold() -> None:
     from unet_deploy.runtime.engines.openvino import OpenvinoEngine
 
     artifact = load_artifact(TINY)
@@ -90,16 +29,11 @@ def test_openvino_compiles_a_shape_once_and_computes_the_same() -> None:
     side = geometry.tile_side(4 * geometry.divisor)
     batch = np.random.default_rng(0).standard_normal((1, artifact.card.network.in_channels, side, side), np.float32)
     logits = []
-    for gets_ready in (False, True):
-        inner = OpenvinoEngine(artifact.data, precision=artifact.card.precision, threads=1)
-        engine = CheckedEngine(inner, artifact.card).open()
-        if gets_ready:
-            engine.get_ready(batch.shape)
+    for shape in (None, batch.shape):
+        inner = OpenvinoEngine(artifact.data, precision=artifact.card.precision, threads=1, batch_shape=shape)
+        with closing(CheckedEngine(inner, artifact.card).open()) as engine:
+            logits.append(engine.infer(batch))
             assert inner.shapes[-1] == batch.shape
-        compiled = inner.shapes
-        logits.append(engine.infer(batch))
-        assert (inner.shapes == compiled) == gets_ready
-        engine.close()
     np.testing.assert_array_equal(*logits)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -214,6 +215,37 @@ def test_the_ladder_is_climbed_once_in_a_run(
     assert said["out_of_memory"][0] == {"batch": 4, "tile": [140, 124]}
     assert said["out_of_memory"][-1] == {"batch": 1, "tile": [68, 64]}
     assert result.plan.tile_y == 140  # what was planned stays, and with it the blocks
+
+
+def test_a_block_steps_down_before_another_has_the_engine(
+    volume: Path, fake_artifact: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the other would run what is known to fail."""
+    was_held: list[bool] = []
+    made: list[SmallEngine] = []
+    checked: list[CheckedEngine] = []
+    opened, step_down = CheckedEngine.open, Ladder.step_down
+
+    def open_noted(self: CheckedEngine) -> CheckedEngine:
+        checked.append(self)
+        return opened(self)
+
+    def step_down_noted(self: Ladder, *arguments: Any) -> None:
+        def take() -> None:
+            is_free = checked[0]._lock.acquire(blocking=False)
+            if is_free:
+                checked[0]._lock.release()
+            was_held.append(not is_free)
+
+        other = threading.Thread(target=take)
+        other.start()
+        other.join()
+        step_down(self, *arguments)
+
+    monkeypatch.setattr(CheckedEngine, "open", open_noted)
+    monkeypatch.setattr(Ladder, "step_down", step_down_noted)
+    segment(volume, model=fake_artifact(), engine_factory=small_factory(80 * 80, made), batch=4, tile=(140, 124))
+    assert was_held == [True] * 4
 
 
 def test_the_summary_says_what_was_done(volume: Path, fake_artifact: Any, capsys: pytest.CaptureFixture[str]) -> None:
